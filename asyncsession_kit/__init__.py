@@ -1,0 +1,94 @@
+"""Async-first sessions for SQLAlchemy: opened, committed, rolled back and closed for you."""
+
+from __future__ import annotations
+
+from importlib import metadata as _metadata
+
+from ._async.database import AsyncDatabase
+from ._async.front import async_session_scope, current_async_session, get_async_session
+from ._async.scope import AsyncSessionScope
+from ._current import current_scope
+from ._state import Outcome
+from ._sync.database import Database
+from ._sync.front import current_session, get_session, session_scope
+from ._sync.scope import SessionScope
+from .config import ScopeOptions, SessionConfig, configure_session, get_session_config
+from .databases import (
+    DatabaseEntry,
+    async_dispose_database,
+    dispose_database,
+    get_database,
+    setup_database_connection,
+)
+from .errors import (
+    AuthenticationError,
+    ConcurrentSessionUseError,
+    ConfigurationError,
+    ConnectionError,
+    ConnectTimeoutError,
+    DatabaseNotConfiguredError,
+    LockTimeoutError,
+    PoolDeadlockError,
+    PropagationError,
+    ReadOnlyTransactionError,
+    ServerUnavailableError,
+    SessionClosedError,
+    SessionError,
+    TransactionDoomedError,
+    TransactionError,
+    UncommittedWorkWarning,
+    UnexpectedRollbackError,
+)
+
+__all__ = [
+    "AsyncDatabase",
+    "AsyncSessionScope",
+    "AuthenticationError",
+    "ConcurrentSessionUseError",
+    "ConfigurationError",
+    "ConnectTimeoutError",
+    "ConnectionError",
+    "Database",
+    "DatabaseEntry",
+    "DatabaseNotConfiguredError",
+    "LockTimeoutError",
+    "Outcome",
+    "PoolDeadlockError",
+    "PropagationError",
+    "ReadOnlyTransactionError",
+    "ScopeOptions",
+    "ServerUnavailableError",
+    "SessionClosedError",
+    "SessionConfig",
+    "SessionError",
+    "SessionScope",
+    "TransactionDoomedError",
+    "TransactionError",
+    "UncommittedWorkWarning",
+    "UnexpectedRollbackError",
+    "async_dispose_database",
+    "async_session_scope",
+    "configure_session",
+    "current_async_session",
+    "current_scope",
+    "current_session",
+    "dispose_database",
+    "get_async_session",
+    "get_database",
+    "get_session",
+    "get_session_config",
+    "session_scope",
+    "setup_database_connection",
+]
+
+# Shown in tracebacks and help under the name they are imported by.
+for _name in __all__:
+    if hasattr(_public := globals()[_name], "__module__"):
+        _public.__module__ = __name__
+del _name, _public
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        return _metadata.version("asyncsession-kit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

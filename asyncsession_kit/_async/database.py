@@ -1,0 +1,149 @@
+"""A database: its engine, made on first use, and the sessions and scopes on it."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from sqlalchemy import URL, MetaData
+
+from .._callsite import caller_origin
+from .._concurrency import Lock, async_run_core, async_wait_for_exits
+from .._engines import (
+    EngineSource,
+    async_engine_of,
+    async_source_target,
+    begin_hook,
+    prepare,
+    read_only_options,
+)
+from .._session import async_kit_class
+from .._state import SessionState, arguments
+from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
+from ..config import ScopeOptions, get_session_config
+from ..errors import ConfigurationError
+from .scope import AsyncSessionScope
+from .turn import async_begin
+
+# How long disposing waits for sessions that are just ending (seconds).
+_LAST_EXITS = 5.0
+
+
+class AsyncDatabase:
+    """Is one database in this world, usable without any global.
+
+    ``url`` is a URL or an engine of the application; ``session_class`` the class its sessions are
+    derived from; the other keywords are those of ``create_engine`` (``pool_size``,
+    ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), and ``busy_timeout`` (seconds) for
+    SQLite.
+
+    :raises ConfigurationError: the URL or an option is invalid.
+    """
+
+    def __init__(
+        self,
+        url: str | URL | AsyncEngine,
+        *,
+        name: str = "default",
+        session_class: type[Any] = AsyncSession,
+        **engine_options: Any,
+    ) -> None:
+        self.name = name
+        self._source = EngineSource(url, engine_options)
+        self._session_class = async_kit_class(session_class)
+        self._lock = Lock()
+        self._engine: AsyncEngine | None = None
+        self._read_only: AsyncEngine | None = None
+        self._limits: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self._source.text}>"
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """Return the engine, made on first use; it connects when a statement is sent.
+
+        :raises ConfigurationError: the driver is missing, or refuses an option.
+        """
+        engine = self._engine
+        return self._make_engine() if engine is None else engine
+
+    @property
+    def is_started(self) -> bool:
+        """Tell whether the engine was made."""
+        return self._engine is not None
+
+    @property
+    def limitations(self) -> tuple[str, ...]:
+        """Return what the promises cannot cover on this engine, in words; usually nothing."""
+        assert self.engine is not None
+        return self._limits
+
+    def _make_engine(self) -> AsyncEngine:
+        with self._lock:
+            if self._engine is None:
+                engine = async_engine_of(self._source) or self._create()
+                core = unwrap_async_engine(engine)
+                self._limits = tuple(prepare(core, self._source, async_begin))
+                self._engine = engine
+            return self._engine
+
+    def _create(self) -> AsyncEngine:
+        target = async_source_target(self._source)
+        try:
+            return create_async_engine(target.url, **self._source.engine_arguments(target))
+        except TypeError as error:
+            raise ConfigurationError(
+                f"the options {sorted(self._source.options)} do not go together: {error}"
+            ) from error
+
+    def _read_only_engine(self) -> AsyncEngine:
+        if self._read_only is None:
+            options = read_only_options(self._source.dialect)
+            self._read_only = self.engine.execution_options(**options)
+        return self._read_only
+
+    def new_session(self, state: SessionState) -> AsyncSession:
+        """Return a session for that state; nothing is sent."""
+        on_begin = begin_hook(self._source.dialect, state.config)
+        engine = self._read_only_engine() if state.read_only else self.engine
+        return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
+
+    def session_scope(
+        self,
+        *,
+        name: str | None = None,
+        session: AsyncSession | None = None,
+        read_only: bool | None = None,
+        **options: Unpack[ScopeOptions],
+    ) -> AsyncSessionScope:
+        """Return a scope on this database, as the function of the package does on a registered one."""
+        return AsyncSessionScope(
+            self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
+        )
+
+    def get_session(self, **options: Unpack[ScopeOptions]) -> AsyncSession:
+        """Return a session that the caller commits and closes.
+
+        It belongs to the task (or thread) that made it and is no ambient scope.
+
+        :raises ConfigurationError: an option is unknown or invalid.
+        """
+        config = get_session_config().merged(options)
+        return self.new_session(SessionState(config, caller_origin(1), read_only=False))
+
+    async def create_all(self, metadata: MetaData) -> None:
+        """Create the tables that are missing."""
+        async with self.session_scope(name="create_all") as session:
+            await async_run_core(session, lambda core: metadata.create_all(core.connection()))
+
+    async def dispose(self) -> None:
+        """Close the pool, once the sessions that are just ending have ended; a later use reopens it.
+
+        The private file behind a database in memory is removed.
+        """
+        await async_wait_for_exits(_LAST_EXITS)
+        with self._lock:
+            engine, self._engine, self._read_only = self._engine, None, None
+        if engine is not None:
+            await engine.dispose()
+        self._source.remove_private_file()

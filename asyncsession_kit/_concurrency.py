@@ -1,0 +1,303 @@
+"""Paired primitives with one call shape; the only module that imports asyncio or threading.
+
+A name and its twin (``async_x`` and ``x``) do the same for a task and for a thread.  Where a thread
+has nothing to do, the twin is a plain call, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock as Lock
+from threading import RLock as RLock
+from types import CoroutineType, FrameType
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+Task: TypeAlias = "asyncio.Task[Any]"
+Loop: TypeAlias = asyncio.AbstractEventLoop
+
+logger = logging.getLogger("asyncsession_kit")
+
+# A strong reference to each exit task: the loop itself keeps only weak ones.
+_carried: set[Task] = set()
+# What an exit task works for, so that a session's guard knows it as its owner's.
+_carriers: dict[Task, object] = {}
+
+# How long after each further cancellation a task that was told to stop may take (seconds); drivers
+# swallow the first one for a graceful close of their own, and give up at the second.
+_STOP_PAUSES = (0.25, 0.5, 2.0)
+
+
+# --- who is running -------------------------------------------------------------------------------
+
+
+def running_task() -> Task | None:
+    """Return the current task, or None outside of one; it never raises."""
+    # asyncio.current_task() raises where no loop runs, which costs more than the whole check.
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+def thread_id() -> int:
+    """Return the identity of the current thread."""
+    return threading.get_ident()
+
+
+def is_main_thread() -> bool:
+    """Tell whether this is the main thread, which no pool of threads shares out."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def carried_for() -> object | None:
+    """Return what the current exit task works for, or None in any other task."""
+    task = running_task()
+    return None if task is None else _carriers.get(task)
+
+
+def is_carried(core: object) -> bool:
+    """Tell whether an exit task still works on this session."""
+    return any(carried is core for carried in _carriers.values())
+
+
+def describe_task(task: Task | None) -> str:
+    """Return a task's name, or the current thread's where there is no task."""
+    if task is None:
+        return f"thread {threading.current_thread().name!r}"
+    return f"task {task.get_name()!r}"
+
+
+def describe_thread(ident: int) -> str:
+    """Return the name of a thread, or its number once it has ended."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return f"thread {names.get(ident, ident)!r}"
+
+
+def awaits(owner: Task, task: Task | None) -> bool:
+    """Tell whether ``owner`` is suspended in ``asyncio.wait_for`` on ``task``.
+
+    Up to Python 3.11 ``wait_for`` runs what it was given in a task of its own, although the caller
+    sees one flow of control.  A chain of such calls is followed.
+    """
+    while task is not None:
+        inner = next((f.f_locals.get("fut") for f in _suspended_in(owner, asyncio.wait_for)), None)
+        if inner is task:
+            return True
+        if not isinstance(inner, asyncio.Task):
+            return False
+        owner = inner
+    return False
+
+
+def awaits_thread(owner: Task) -> bool:
+    """Tell whether ``owner`` is suspended in ``asyncio.to_thread``."""
+    return any(True for _ in _suspended_in(owner, asyncio.to_thread))
+
+
+def _suspended_in(owner: Task, function: Callable[..., Any]) -> Iterator[FrameType]:
+    """Yield the frames of ``function`` among what ``owner`` awaits, outermost first."""
+    awaited: object = owner.get_coro()
+    code = inspect.unwrap(function).__code__
+    while isinstance(awaited, CoroutineType):
+        if awaited.cr_code is code and awaited.cr_frame is not None:
+            yield awaited.cr_frame
+        awaited = awaited.cr_await
+
+
+# --- calls into the session's core ----------------------------------------------------------------
+
+
+async def async_run_core(session: AsyncSession, step: Callable[[Any], T]) -> T:
+    """Run ``step`` on the session underneath, in one greenlet switch."""
+    return await session.run_sync(step)
+
+
+def run_core(session: Session, step: Callable[[Any], T]) -> T:
+    """Run ``step`` on the session."""
+    return step(session)
+
+
+async def async_carry(
+    session: AsyncSession,
+    step: Callable[[Any], object],
+    *,
+    patience: float | None,
+    grace: float,
+) -> bool:
+    """Run ``step`` in a task of its own that a cancellation of the caller does not reach.
+
+    The caller waits up to ``patience`` seconds (None: as long as it takes), and once cancelled up
+    to ``grace`` seconds more.  When that time is over the task is cancelled, so that the driver
+    drops the connection.  Returns whether the step came to its end by itself.
+
+    :raises asyncio.CancelledError: the caller was cancelled; the step has ended by then.
+    """
+    task = asyncio.ensure_future(_carried_step(session, step))
+    _carried.add(task)
+    task.add_done_callback(_carried.discard)
+    try:
+        await _wait(task, patience)
+    except asyncio.CancelledError:
+        await _settle(task, grace)
+        _log_unseen(task)
+        raise
+    if task.done():
+        task.result()
+        return True
+    await _settle(task, 0)
+    _log_unseen(task)
+    return False
+
+
+def carry(
+    session: Session,
+    step: Callable[[Any], object],
+    *,
+    patience: float | None,
+    grace: float,
+) -> bool:
+    """Run ``step``: a thread is not cancelled, so there is nothing to protect it from."""
+    step(session)
+    return True
+
+
+async def _carried_step(session: AsyncSession, step: Callable[[Any], object]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    _carriers[task] = session.sync_session
+    try:
+        await session.run_sync(step)
+    finally:
+        del _carriers[task]
+
+
+async def _wait(task: Task, seconds: float | None) -> None:
+    """Wait for the task to end, without cancelling it when the waiter is cancelled."""
+    if seconds is not None:
+        await asyncio.wait((task,), timeout=seconds)
+        return
+    if task.done():
+        return
+    waiter = task.get_loop().create_future()
+    wake = _waker(waiter)
+    task.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        task.remove_done_callback(wake)
+
+
+def _waker(waiter: asyncio.Future[None]) -> Callable[[object], None]:
+    def wake(_: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    return wake
+
+
+async def _settle(task: Task, grace: float) -> None:
+    """Wait for the task up to ``grace`` seconds, then stop it; further cancellations do not end it.
+
+    The caller has a CancelledError in hand and raises it afterwards, so none is lost.
+    """
+    await _wait_unmoved(task, grace)
+    for pause in _STOP_PAUSES:
+        if task.done():
+            return
+        task.cancel()
+        await _wait_unmoved(task, pause)
+
+
+async def _wait_unmoved(task: Task, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not task.done() and (left := deadline - loop.time()) > 0:
+        try:
+            with _hidden_from_anyio():
+                await asyncio.wait((task,), timeout=left)
+        except asyncio.CancelledError:
+            # Another one: the caller already re-raises the first.
+            continue
+
+
+@contextmanager
+def _hidden_from_anyio() -> Iterator[None]:
+    """Keep anyio's cancel scopes, which cancel at every step, from waking the waiter at each."""
+    anyio = sys.modules.get("anyio")
+    if anyio is None:
+        yield
+        return
+    with anyio.CancelScope(shield=True):
+        yield
+
+
+def _log_unseen(task: Task) -> None:
+    """Log an error that nobody will be told of, because the caller is being cancelled."""
+    if not task.done():
+        logger.error("an exit task did not stop when cancelled: %r", task.get_name())
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("ending a session failed: %s", type(error).__name__, exc_info=error)
+
+
+async def async_wait_for_exits(seconds: float) -> None:
+    """Wait until the exit tasks of this loop have ended, ``seconds`` at the longest."""
+    loop = asyncio.get_running_loop()
+    tasks = [task for task in _carried if task.get_loop() is loop]
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
+def wait_for_exits(seconds: float) -> None:
+    """Do nothing: a thread ends its sessions itself."""
+
+
+# --- waiting for a turn ---------------------------------------------------------------------------
+
+
+class AsyncWaiter:
+    """Is one wait of a task; ``wake`` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait to be woken, ``seconds`` at the longest; tell whether that happened."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return self._event.is_set()
+        return True
+
+    def wake(self) -> bool:
+        """End the wait; False where nobody can be woken because the loop is closed."""
+        try:
+            self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            return False
+        return True
+
+
+class Waiter:
+    """Is one wait of a thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait to be woken, ``seconds`` at the longest; tell whether that happened."""
+        return self._event.wait(seconds)
+
+    def wake(self) -> bool:
+        """End the wait."""
+        self._event.set()
+        return True

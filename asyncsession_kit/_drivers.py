@@ -1,0 +1,97 @@
+"""What differs between drivers: reading their state and their errors, by table, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from ._concurrency import logger
+
+InTransaction = Callable[[Any], bool]
+
+
+def _libpq(connection: Any) -> bool:
+    # 0 is IDLE in libpq's PGTransactionStatusType.
+    return bool(connection.info.transaction_status != 0)
+
+
+def _mysql_status(connection: Any) -> bool:
+    # SERVER_STATUS_IN_TRANS of the protocol's status flags.
+    return bool(connection.server_status & 1)
+
+
+def _mysql_method(connection: Any) -> bool:
+    return bool(connection.get_transaction_status())
+
+
+# Each reads what the driver already knows of a connection and sends nothing.
+IN_TRANSACTION: Mapping[str, InTransaction] = MappingProxyType(
+    {
+        "asyncpg": lambda connection: bool(connection.is_in_transaction()),
+        "psycopg": _libpq,
+        "psycopg2": _libpq,
+        "aiosqlite": lambda connection: bool(connection.in_transaction),
+        "pysqlite": lambda connection: bool(connection.in_transaction),
+        "asyncmy": _mysql_method,
+        "aiomysql": _mysql_method,
+        "pymysql": _mysql_status,
+    }
+)
+
+
+# Drivers whose exceptions carry a code exactly when the server (or SQLite's engine) raised them.
+_CODED = ("asyncpg", "psycopg", "psycopg2", "sqlite3", "aiosqlite")
+_MYSQL = ("asyncmy", "aiomysql", "pymysql")
+
+
+def raised_by_server(error: BaseException) -> bool:
+    """Tell whether the server (or SQLite's engine) raised this driver error.
+
+    An error of a driver that is not known counts as the server's: dooming too much is loud, dooming
+    too little loses work.
+    """
+    # SQLAlchemy's adapter classes live in modules named after the driver.
+    modules = type(error).__module__.split(".")
+    if any(name in modules for name in _MYSQL):
+        return _is_server_errno(error.args)
+    if any(name in modules for name in _CODED):
+        codes = ("sqlite_errorcode", "sqlstate", "pgcode")
+        return any(getattr(error, code, None) is not None for code in codes)
+    return True
+
+
+def _is_server_errno(arguments: tuple[object, ...]) -> bool:
+    # 2000 to 2999 are the client library's own; a conversion error has no number at all.
+    number = arguments[0] if arguments else None
+    return isinstance(number, int) and not 2000 <= number < 3000
+
+
+def guard_checkin(engine: Engine) -> bool:
+    """Never let a connection go back to the pool inside a transaction; costs no round trip.
+
+    Returns False where the driver does not tell, so that there is nothing to check.
+    """
+    in_transaction = IN_TRANSACTION.get(engine.driver)
+    if in_transaction is None:
+        return False
+
+    def check(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        driver_connection = record.driver_connection
+        if driver_connection is not None and _is_dirty(in_transaction, driver_connection):
+            logger.warning("a connection came back inside a transaction and was dropped")
+            record.invalidate()
+
+    event.listen(engine, "checkin", check)
+    return True
+
+
+def _is_dirty(in_transaction: InTransaction, connection: Any) -> bool:
+    try:
+        return in_transaction(connection)
+    except Exception:
+        # A connection that cannot even be asked (closed under our hands) is not worth keeping.
+        return True

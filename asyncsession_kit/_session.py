@@ -1,0 +1,521 @@
+"""The session classes of the package: real SQLAlchemy sessions with an owner, a memory and an end.
+
+``KitSession`` does the work in both worlds, because an ``AsyncSession`` drives a ``Session``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, NoReturn, cast
+
+from sqlalchemy import Connection, event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
+
+from ._callsite import describe, user_origin
+from ._concurrency import RLock, async_carry, describe_thread, logger, running_task, thread_id
+from ._doom import doom_of
+from ._reads import OPAQUE, WRITE, statement_level
+from ._state import RollbackMark, SessionState
+from .errors import (
+    ConcurrentSessionUseError,
+    ConfigurationError,
+    PropagationError,
+    ReadOnlyTransactionError,
+    TransactionDoomedError,
+    UnexpectedRollbackError,
+)
+
+OnBegin = Callable[["KitSession", Connection], None]
+
+
+class KitSession(Session):
+    """Is a Session that knows its owner, how its transactions ended, and when it is closed."""
+
+    kit_state: SessionState
+    kit_on_begin: OnBegin | None
+
+    def __init__(
+        self,
+        *arguments: Any,
+        kit_state: SessionState,
+        kit_on_begin: OnBegin | None = None,
+        **options: Any,
+    ) -> None:
+        self.kit_state = kit_state
+        self.kit_on_begin = kit_on_begin
+        super().__init__(*arguments, **options)
+        for name, listener in kit_state.config.event_listeners.items():
+            event.listen(self, name, listener)
+
+    # --- who may use it -----------------------------------------------------------------------
+
+    def kit_check(self) -> None:
+        """Refuse a closed session and a caller that does not own it."""
+        state = self.kit_state
+        if state.closed:
+            state.refuse_closed()
+        if running_task() is not state.owner:
+            state.admit(self)
+
+    def get_bind(self, mapper: Any = None, **arguments: Any) -> Any:
+        """Check the caller and note what the statement may be: everything that is sent asks here.
+
+        :raises SessionClosedError: the session was closed.
+        :raises ConcurrentSessionUseError: another task owns it.
+        """
+        state = self.kit_state
+        self.kit_check()
+        if (bind := arguments.get("bind")) is not None and bind is not self.bind:
+            raise ConfigurationError(
+                f"{bind!r} is not the engine of this session; a transaction has one database:"
+                " open a scope of the other"
+            )
+        if state.level < WRITE:
+            state.level = max(state.level, statement_level(arguments.get("clause")))
+        return super().get_bind(mapper, **arguments)
+
+    def kit_may_have_written(self) -> bool:
+        """Tell whether a COMMIT now could store something."""
+        return self.kit_state.level >= OPAQUE or self.kit_has_changes()
+
+    def kit_has_changes(self) -> bool:
+        """Tell whether objects wait to be flushed."""
+        return bool(self.new or self.deleted or any(map(self.is_modified, self.dirty)))
+
+    def kit_has_uncommitted_work(self) -> bool:
+        """Tell whether work was done, or waits, that only a COMMIT would keep."""
+        return self.kit_state.level >= WRITE or self.kit_has_changes()
+
+    def kit_is_untouched(self) -> bool:
+        """Tell whether leaving now can be done without a word to the database."""
+        state = self.kit_state
+        idle = state.connection is None and self.is_active and state.mark is None
+        return idle and not self.kit_has_changes()
+
+    def kit_mark_failed(self, name: str, error: BaseException) -> None:
+        """Forbid a commit because a joined scope failed, up to the enclosing savepoint."""
+        state = self.kit_state
+        if state.mark is None:
+            state.mark = RollbackMark(name, error, self.get_nested_transaction())
+
+    # --- what it does -------------------------------------------------------------------------
+
+    def flush(self, objects: Any = None) -> None:
+        """Flush as usual; in a read-only scope changes are refused before anything is sent.
+
+        :raises ReadOnlyTransactionError: the scope is read-only and objects were changed.
+        """
+        state = self.kit_state
+        self.kit_check()
+        if not self.kit_has_changes():
+            super().flush(objects)
+            return
+        if state.read_only:
+            raise ReadOnlyTransactionError(
+                f"a read-only scope (opened at {describe(state.origin)}) has changes to"
+                f" {_named_objects(self)}; open it without read_only=True to write"
+            )
+        state.level = WRITE
+        try:
+            super().flush(objects)
+        except BaseException as error:
+            state.flush_error = error
+            raise
+
+    def commit(self) -> None:
+        """Commit; after a failure the connection has been rolled back before it is returned.
+
+        :raises TransactionDoomedError: a statement had failed and its error was swallowed.
+        :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
+        """
+        self.kit_check()
+        self._refuse_joined("commit")
+        try:
+            super().commit()
+        except TransactionDoomedError:
+            self.kit_discard()
+            raise
+        except sa_exc.PendingRollbackError as error:
+            cause = self.kit_state.flush_error or error
+            self.kit_discard()
+            raise _doomed_error(cause, None) from cause
+        except BaseException as error:
+            self.kit_state.commit_error = error
+            # Cancelled: whoever ends the session rolls back where that wait is protected.
+            if isinstance(error, Exception):
+                self.kit_discard()
+            raise
+
+    def kit_discard(self) -> None:
+        """Roll back after a failure that is already on its way to the caller."""
+        try:
+            Session.rollback(self)
+        except Exception as error:
+            # The failure at hand matters more; the connection is dropped or checked at check-in.
+            logger.info("rolling back after a failed commit failed: %s", type(error).__name__)
+            self.reset()
+
+    def rollback(self) -> None:
+        """Roll back the whole transaction."""
+        self.kit_check()
+        self._refuse_joined("rollback")
+        self.kit_state.flush_error = None
+        self.kit_state.mark = None
+        super().rollback()
+
+    def _refuse_joined(self, call: str) -> None:
+        if self.kit_state.joined:
+            raise PropagationError(
+                f"{call}() in a joined scope would end the transaction of the scope opened at"
+                f" {describe(self.kit_state.origin)}; leave that to the outermost scope"
+            )
+
+    def close(self) -> None:
+        """Close for good: any later use raises SessionClosedError.  A second call does nothing."""
+        state = self.kit_state
+        if state.closed:
+            return
+        self.kit_check()
+        try:
+            super().close()
+        finally:
+            state.closed = True
+
+    # --- refused once closed: SQLAlchemy's own message does not say where the session came from ---
+
+    def add(self, *arguments: Any, **options: Any) -> None:
+        """Add as usual."""
+        self.kit_state.refuse_closed()
+        super().add(*arguments, **options)
+
+    def delete(self, *arguments: Any, **options: Any) -> None:
+        """Delete as usual."""
+        self.kit_state.refuse_closed()
+        super().delete(*arguments, **options)
+
+    def merge(self, *arguments: Any, **options: Any) -> Any:
+        """Merge as usual."""
+        self.kit_state.refuse_closed()
+        return super().merge(*arguments, **options)
+
+    def begin(self, *arguments: Any, **options: Any) -> SessionTransaction:
+        """Begin as usual."""
+        self.kit_check()
+        return super().begin(*arguments, **options)
+
+
+def _named_objects(session: Session) -> str:
+    changed = [*session.new, *session.deleted, *filter(session.is_modified, session.dirty)]
+    names = sorted({type(item).__name__ for item in changed})
+    return f"{len(changed)} object(s) of {', '.join(names)}"
+
+
+def _doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedError:
+    place = f" at {where}" if where else ""
+    return TransactionDoomedError(
+        f"COMMIT refused, and rolled back instead: a statement failed{place}"
+        f" ({type(cause).__name__}) and its error was swallowed. Let the error leave the scope, or"
+        " put the statement into a savepoint, session.begin_nested(), that it can leave"
+    )
+
+
+# --- events: what a method cannot see (session.begin(), savepoints, the end of a transaction) -----
+
+
+def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Connection) -> None:
+    state = session.kit_state
+    if transaction.nested:
+        return
+    state.connection = conn
+    if (on_begin := session.kit_on_begin) is not None:
+        on_begin(session, conn)
+
+
+def _before_commit(session: KitSession) -> None:
+    if session.in_nested_transaction():
+        return
+    session.kit_check()
+    state = session.kit_state
+    session._refuse_joined("commit")
+    if (doom := doom_of(state.connection)) is not None:
+        raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
+    if (mark := state.mark) is not None:
+        raise UnexpectedRollbackError(
+            f"COMMIT refused, and rolled back instead: the joined scope {mark.name} failed with"
+            f" {type(mark.error).__name__} and the error was swallowed. Let it leave the outermost"
+            " scope, or open the inner one inside a savepoint"
+        ) from mark.error
+    state.flush_error = None
+    state.committing = True
+
+
+def _after_commit(session: KitSession) -> None:
+    if not session.in_nested_transaction():
+        session.kit_state.committed = True
+
+
+def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -> None:
+    mark = session.kit_state.mark
+    if mark is not None and mark.undone_by(transaction):
+        session.kit_state.mark = None
+
+
+def _after_transaction_end(session: KitSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.kit_state.ended()
+
+
+# First in line, so that an application's listener that raises cannot hide that a COMMIT took place.
+event.listen(KitSession, "after_begin", _after_begin, insert=True, propagate=True)
+event.listen(KitSession, "before_commit", _before_commit, insert=True, propagate=True)
+event.listen(KitSession, "after_commit", _after_commit, insert=True, propagate=True)
+event.listen(KitSession, "after_soft_rollback", _after_soft_rollback, insert=True, propagate=True)
+event.listen(
+    KitSession, "after_transaction_end", _after_transaction_end, insert=True, propagate=True
+)
+
+
+# --- the thread's session -------------------------------------------------------------------------
+
+
+def _exclusive(name: str) -> Callable[..., Any]:
+    """Return ``KitSession``'s method of that name, one thread at a time."""
+    method = getattr(KitSession, name)
+
+    @wraps(method)
+    def call(self: ThreadSession, *arguments: Any, **options: Any) -> Any:
+        if not self.kit_turn.acquire(blocking=False):
+            self.kit_refuse_overlap(name)
+        self.kit_thread = thread_id()
+        try:
+            return method(self, *arguments, **options)
+        finally:
+            self.kit_turn.release()
+
+    return call
+
+
+class ThreadSession(KitSession):
+    """Is the KitSession of threads: it may move between them, never be in two at once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.kit_turn = RLock()
+        self.kit_thread = thread_id()
+        super().__init__(*arguments, **options)
+
+    def kit_check(self) -> None:
+        """Refuse a closed session; the caller's turn was taken by the method it called."""
+        self.kit_state.refuse_closed()
+
+    def kit_refuse_overlap(self, call: str) -> NoReturn:
+        """Raise for a call made while another thread's is in progress."""
+        raise ConcurrentSessionUseError(
+            f"{call}() from {describe_thread(thread_id())} at {describe(user_origin())} while a"
+            f" call of {describe_thread(self.kit_thread)} is in progress on the session opened at"
+            f" {describe(self.kit_state.origin)}; nothing was sent. Open a scope of its own in each"
+            " thread"
+        )
+
+
+# Every method that reaches the database without going through another one of these.
+for _name in (
+    "execute",
+    "scalar",
+    "scalars",
+    "connection",
+    "flush",
+    "commit",
+    "rollback",
+    "close",
+    "begin",
+    "bulk_save_objects",
+    "bulk_insert_mappings",
+    "bulk_update_mappings",
+):
+    setattr(ThreadSession, _name, _exclusive(_name))
+
+
+# --- the task's session ---------------------------------------------------------------------------
+
+
+class ProtectedTransaction(AsyncSessionTransaction):
+    """Is ``session.begin()`` whose COMMIT a cancellation does not tear."""
+
+    __slots__ = ()
+
+    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """End the transaction in a task of its own."""
+        transaction = self._sync_transaction()
+        config = core_of_async_session(self.session).kit_state.config
+        await async_carry(
+            self.session,
+            lambda _: transaction.__exit__(type_, value, traceback),
+            patience=None if type_ is None else config.cleanup_timeout,
+            grace=config.commit_grace if type_ is None else config.cleanup_timeout,
+        )
+
+
+class TaskSession(AsyncSession):
+    """Is the AsyncSession over a KitSession: its COMMIT and its close outlive a cancellation."""
+
+    def begin(self) -> AsyncSessionTransaction:
+        """Begin as usual; the COMMIT at the end of the block outlives a cancellation."""
+        return ProtectedTransaction(self)
+
+    async def commit(self) -> None:
+        """Commit; cancelled meanwhile, wait ``commit_grace`` seconds for the answer, then re-raise.
+
+        :raises TransactionDoomedError: a statement had failed and its error was swallowed.
+        :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
+        """
+        core = core_of_async_session(self)
+        core.kit_check()
+        if core.kit_may_have_written():
+            grace = core.kit_state.config.commit_grace
+            await async_carry(self, KitSession.commit, patience=None, grace=grace)
+        else:
+            await super().commit()
+
+    async def close(self) -> None:
+        """Close for good; after ``cleanup_timeout`` seconds the connection is dropped instead."""
+        core = core_of_async_session(self)
+        if core.in_transaction():
+            core.kit_check()
+            limit = core.kit_state.config.cleanup_timeout
+            await async_carry(self, KitSession.close, patience=limit, grace=limit)
+        else:
+            core.close()
+
+    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close."""
+        await self.close()
+
+
+# --- classes over the application's own -----------------------------------------------------------
+
+
+class SessionClasses(NamedTuple):
+    """Is the pair of classes over an application's session class; ``core`` drives ``task``."""
+
+    task: type[AsyncSession]
+    core: type[Session]
+    thread: type[Session]
+
+
+def session_classes(session_class: object) -> SessionClasses:
+    """Return the package's classes over ``session_class``, which both worlds are derived from.
+
+    :raises ConfigurationError: it is neither an AsyncSession nor a Session class.
+    """
+    if not isinstance(session_class, type):
+        raise ConfigurationError(
+            f"session_class={session_class!r} is not a class; give an AsyncSession or Session class"
+        )
+    return _classes_over(session_class)
+
+
+@lru_cache(maxsize=64)
+def _classes_over(session_class: type[Any]) -> SessionClasses:
+    if issubclass(session_class, AsyncSession):
+        base, core_base = session_class, session_class.sync_session_class
+    elif issubclass(session_class, Session):
+        base, core_base = AsyncSession, session_class
+    else:
+        raise ConfigurationError(
+            f"session_class={session_class.__name__} is neither an AsyncSession nor a Session class"
+        )
+    core = _derived(KitSession, core_base, {})
+    return SessionClasses(
+        task=_derived(TaskSession, base, {"sync_session_class": core}),
+        core=core,
+        thread=_derived(ThreadSession, core_base, {}),
+    )
+
+
+def _derived(ours: type[Any], theirs: type[Any], members: dict[str, Any]) -> type[Any]:
+    bases = (ours,) if issubclass(ours, theirs) else (ours, theirs)
+    return type(f"Kit{theirs.__name__}", bases, {"__module__": __name__, **members})
+
+
+def async_kit_class(session_class: object) -> Callable[..., AsyncSession]:
+    """Return the class of the sessions that tasks are given."""
+    return session_classes(session_class).task
+
+
+def kit_class(session_class: object) -> Callable[..., Session]:
+    """Return the class of the sessions that threads are given."""
+    return session_classes(session_class).thread
+
+
+def core_of_async_session(session: AsyncSession) -> KitSession:
+    """Return the session underneath."""
+    return cast(KitSession, session.sync_session)
+
+
+def core_of_session(session: Session) -> KitSession:
+    """Return the session itself: there is none underneath."""
+    return cast(KitSession, session)
+
+
+def given_async_session(session: object) -> SessionState | None:
+    """Return the state of a session that was passed, or None where the package did not make it.
+
+    :raises ConfigurationError: it is not an AsyncSession, or has several binds.
+    :raises SessionClosedError, ConcurrentSessionUseError: it cannot be used here.
+    """
+    if not isinstance(session, AsyncSession):
+        raise ConfigurationError(f"session={session!r} is not an AsyncSession")
+    return _given_core(session.sync_session)
+
+
+def given_session(session: object) -> SessionState | None:
+    """Return the state of a session that was passed, or None where the package did not make it.
+
+    :raises ConfigurationError: it is not a Session, or has several binds.
+    :raises SessionClosedError, ConcurrentSessionUseError: it cannot be used here.
+    """
+    if not isinstance(session, Session):
+        raise ConfigurationError(f"session={session!r} is not a Session")
+    return _given_core(session)
+
+
+def _given_core(core: Session) -> SessionState | None:
+    if isinstance(core, KitSession):
+        core.kit_check()
+        return core.kit_state
+    # ``binds`` is public from SQLAlchemy 2.1 on; 2.0 keeps it under its private name.
+    if getattr(core, "binds", None) or getattr(core, "_Session__binds", None):
+        raise ConfigurationError(
+            f"session={core!r} has several binds; a transaction has one database: give a session"
+            " with one engine"
+        )
+    return None
+
+
+# --- how a scope ends: each step runs in one greenlet switch --------------------------------------
+
+
+def commit_and_close(core: KitSession) -> None:
+    """Commit, then close for good; after a cancellation the close is left to the caller."""
+    try:
+        core.commit()
+    except Exception:
+        core.close()
+        raise
+    core.close()
+
+
+def rollback_and_close(core: KitSession) -> None:
+    """Roll back, which expires the objects, then close for good."""
+    try:
+        core.rollback()
+    finally:
+        core.close()
+
+
+def close_core(core: KitSession) -> None:
+    """Close for good; uncommitted work is discarded and the objects keep their values."""
+    core.close()

@@ -1,0 +1,257 @@
+# Generated from _async/scope.py by asyncsession_kit._tools.unasync; do not edit.
+"""The scope: opens a session, ends its transaction, and knows how that ended."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .._ambient import ambient
+from .._callsite import Origin, describe
+from .._concurrency import carry, is_carried, logger, run_core
+from .._propagation import Decision, decide, refuse_conflicts, refuse_options_with_session
+from .._session import (
+    KitSession,
+    close_core,
+    commit_and_close,
+    core_of_session,
+    given_session,
+    rollback_and_close,
+)
+from .._state import Outcome, SessionState
+from .._types import Session
+from ..config import ScopeOptions, get_session_config
+from ..errors import PropagationError, UncommittedWorkWarning
+
+if TYPE_CHECKING:
+    from .database import Database
+
+
+class SessionScope:
+    """Is one unit of work: a context manager that yields a session and ends its transaction.
+
+    Leaving normally commits; an exception rolls back and goes on unchanged; the session is closed
+    for good and its connection returned clean, or dropped where its state is unknown.  Inside an
+    open scope of the same database and task (or thread) it joins that one, whose end decides.
+    """
+
+    __slots__ = (
+        "_core",
+        "_database",
+        "_decision",
+        "_ending",
+        "_given",
+        "_options",
+        "_origin",
+        "_read_only",
+        "_session",
+        "is_open",
+        "name",
+        "outer",
+        "state",
+    )
+
+    def __init__(
+        self,
+        database: Database,
+        options: ScopeOptions,
+        *,
+        name: str | None,
+        session: Session | None,
+        read_only: bool | None,
+        origin: Origin,
+    ) -> None:
+        self.name = name
+        self.outer: SessionScope | None = None
+        self.state: SessionState | None = None
+        self.is_open = False
+        self._database = database
+        self._options = options
+        self._given = session
+        self._read_only = read_only
+        self._origin = origin
+        self._decision = Decision.OPEN
+        self._session: Session | None = None
+        self._core: KitSession | None = None
+        self._ending: Outcome | None = None
+
+    # --- what a caller may ask --------------------------------------------------------------------
+
+    @property
+    def database(self) -> Database:
+        """Return the database whose session this is."""
+        return self._database
+
+    @property
+    def session(self) -> Session | None:
+        """Return the open session, or None before and after."""
+        return self._session
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Return how the last transaction ended; None while the scope is open.
+
+        A scope that never reached the database counts as committed when it ended normally; a
+        joined one ends with the outermost.
+        """
+        if self._ending is None and self.state is not None and self.state.closed:
+            return self.state.outcome
+        return self._ending
+
+    @property
+    def commits(self) -> int:
+        """Return how many transactions of this session were committed."""
+        return 0 if self.state is None else self.state.commits
+
+    # --- entering ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        """Open a session, or join the open one; nothing is sent.
+
+        :raises PropagationError: the options conflict with the open scope's.
+        """
+        if self.is_open or self.state is not None:
+            raise PropagationError(
+                f"the scope made at {describe(self._origin)} was entered twice; make a new one"
+            )
+        if self._given is not None:
+            self._use(self._given)
+        elif decide((around := ambient.find(self._database)) is not None) is Decision.JOIN:
+            self._join(around.state, around.session)
+        else:
+            self._open()
+        self.is_open = True
+        if self.state is not None:
+            ambient.push(self)
+        assert self._session is not None
+        return self._session
+
+    def _use(self, session: Session) -> None:
+        """Take part in a session that the caller passed, and that the caller ends."""
+        state = given_session(session)
+        if state is not None and state.scoped:
+            self._join(state, session)
+            return
+        refuse_options_with_session(self._options, self._read_only)
+        self._decision = Decision.LEND
+        self._session = session
+
+    def _join(self, state: SessionState, session: Session) -> None:
+        refuse_conflicts(state, self._options, self._read_only)
+        self._decision = Decision.JOIN
+        self.state = state
+        state.joined += 1
+        self._session, self._core = session, core_of_session(session)
+
+    def _open(self) -> None:
+        config = get_session_config().merged(self._options)
+        self.state = SessionState(config, self._origin, bool(self._read_only))
+        self.state.scoped = True
+        self._session = self._database.new_session(self.state)
+        self._core = core_of_session(self._session)
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the transaction, close the session and return its connection.
+
+        Cancelled meanwhile, it raises the cancellation once the end is known: a COMMIT that was
+        sent is waited for up to ``commit_grace`` seconds.
+
+        :raises TransactionDoomedError: a statement had failed and its error was swallowed.
+        :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
+        """
+        if self._decision is not Decision.OPEN:
+            self._leave_joined(exc)
+            return
+        state, core = self.state, self._core
+        assert state is not None and core is not None
+        normally = False
+        try:
+            # Whoever leaves is entitled to: a generator may be finalised in another task.
+            state.take_over()
+            state.joined = 0
+            if core.kit_is_untouched():
+                core.close()
+            elif exc is not None:
+                self._give_up(state)
+            elif state.config.auto_commit:
+                self._complete(state, core)
+            else:
+                self._discard(state, core)
+            normally = exc is None
+        finally:
+            self._leave(state, normally)
+
+    def _leave_joined(self, exc: BaseException | None) -> None:
+        """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
+        if self.state is not None and self._core is not None:
+            self.state.joined = max(0, self.state.joined - 1)
+            if exc is not None:
+                self._core.kit_mark_failed(self.name or describe(self._origin), exc)
+                self._ending = Outcome.ROLLED_BACK
+        self._forget()
+
+    def _complete(self, state: SessionState, core: KitSession) -> None:
+        """Commit; in a task of its own if the scope may have written."""
+        assert self._session is not None
+        try:
+            if core.kit_may_have_written():
+                grace = state.config.commit_grace
+                carry(self._session, commit_and_close, patience=None, grace=grace)
+            else:
+                run_core(self._session, commit_and_close)
+        finally:
+            self._ensure_closed(state)
+
+    def _give_up(self, state: SessionState) -> None:
+        """Roll back after an exception of the body, which is the one that goes on."""
+        assert self._session is not None
+        step = rollback_and_close if state.config.auto_rollback else close_core
+        limit = state.config.cleanup_timeout
+        try:
+            carry(self._session, step, patience=limit, grace=limit)
+        except Exception as error:
+            logger.warning("rolling back failed: %s", type(error).__name__)
+        self._ensure_closed(state)
+
+    def _discard(self, state: SessionState, core: KitSession) -> None:
+        """Close without a commit, and tell if that lost something."""
+        lost = core.kit_has_uncommitted_work()
+        self._ensure_closed(state)
+        if lost:
+            code, line = self._origin
+            warnings.warn_explicit(
+                f"the scope {self.name or describe(self._origin)} has auto_commit=False and ended"
+                " with work that was never committed; it was discarded. Call commit() in the body,"
+                " or rollback() to say that this is meant",
+                UncommittedWorkWarning,
+                code.co_filename,
+                line,
+            )
+
+    def _ensure_closed(self, state: SessionState) -> None:
+        """Close what is still open, ``cleanup_timeout`` seconds at the longest."""
+        if state.closed or is_carried(self._core):
+            return
+        assert self._session is not None
+        limit = state.config.cleanup_timeout
+        carry(self._session, close_core, patience=limit, grace=limit)
+
+    def _leave(self, state: SessionState, normally: bool) -> None:
+        kept = normally and state.config.auto_commit
+        untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
+        self._ending = state.outcome or untouched
+        state.owner = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.is_open = False
+        self._session = self._core = None
+        ambient.pop(self)

@@ -1,0 +1,166 @@
+"""Process-wide defaults and the options of one scope.
+
+Every value is checked before any is stored, so that a refused call changes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack
+
+from sqlalchemy.orm import Session
+
+from .errors import ConfigurationError
+
+EventListener = Callable[..., object]
+
+
+class ScopeOptions(TypedDict, total=False):
+    """What one scope, one decorator or ``configure_session`` may set; see ``SessionConfig``."""
+
+    auto_commit: bool
+    auto_rollback: bool
+    statement_timeout: float | None
+    commit_grace: float
+    cleanup_timeout: float
+    expire_on_commit: bool
+    autoflush: bool
+    event_listeners: Mapping[str, EventListener]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Holds the settings of a scope; all durations are in seconds.
+
+    ``auto_commit``: leaving a scope normally commits.  ``auto_rollback``: leaving it with an
+    exception rolls back before the close (objects are expired); otherwise the session is closed
+    and its uncommitted work discarded.  ``statement_timeout``: the longest a statement may run, as
+    enforced by the server; None leaves the server's setting alone.  ``commit_grace``: how long a
+    cancelled scope waits for the answer to a COMMIT that was sent.  ``cleanup_timeout``: the
+    longest a rollback or close may take before the connection is dropped.  ``expire_on_commit``,
+    ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
+    to call.
+
+    :raises ConfigurationError: a value is of the wrong type or out of range.
+    """
+
+    auto_commit: bool = True
+    auto_rollback: bool = True
+    statement_timeout: float | None = None
+    commit_grace: float = 5.0
+    cleanup_timeout: float = 5.0
+    expire_on_commit: bool = False
+    autoflush: bool = True
+    event_listeners: Mapping[str, EventListener] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            _CHECKS[entry.name](entry.name, getattr(self, entry.name))
+        object.__setattr__(self, "event_listeners", MappingProxyType(dict(self.event_listeners)))
+
+    def merged(self, options: ScopeOptions) -> SessionConfig:
+        """Return these settings with some replaced; self where there is nothing to replace."""
+        return replace(self, **_known(options)) if options else self
+
+    def session_arguments(self) -> dict[str, Any]:
+        """Return what an SQLAlchemy session is constructed with."""
+        return {"expire_on_commit": self.expire_on_commit, "autoflush": self.autoflush}
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r} is not a bool; give True or False")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[operator, arg-type]
+        raise ConfigurationError(f"{name}={value!r} is not a duration; give seconds above 0")
+
+
+def _check_optional_seconds(name: str, value: object) -> None:
+    if value is not None:
+        _check_seconds(name, value)
+
+
+def _check_listeners(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name}={value!r} is not a mapping of event names to callables")
+    for event_name, listener in value.items():
+        if not hasattr(Session.dispatch, str(event_name)):
+            raise ConfigurationError(
+                f"{name}: {event_name!r} is not a session event of SQLAlchemy;"
+                f" one is 'after_commit'{_did_you_mean(str(event_name), _session_events())}"
+            )
+        if not callable(listener):
+            raise ConfigurationError(f"{name}: {listener!r} for {event_name!r} is not callable")
+
+
+def _session_events() -> list[str]:
+    return [name for name in dir(Session.dispatch) if not name.startswith("_")]
+
+
+_CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
+    {
+        "auto_commit": _check_bool,
+        "auto_rollback": _check_bool,
+        "statement_timeout": _check_optional_seconds,
+        "commit_grace": _check_seconds,
+        "cleanup_timeout": _check_seconds,
+        "expire_on_commit": _check_bool,
+        "autoflush": _check_bool,
+        "event_listeners": _check_listeners,
+    }
+)
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as a dict once each name is known.
+
+    :raises ConfigurationError: a name is unknown.
+    """
+    for name in options:
+        if name not in _CHECKS:
+            raise ConfigurationError(
+                f"unknown option {name!r}{_did_you_mean(name, list(_CHECKS))};"
+                f" known are {', '.join(sorted(_CHECKS))}"
+            )
+    return dict(options)
+
+
+_current = SessionConfig()
+
+
+def configure_session(**options: Unpack[ScopeOptions]) -> SessionConfig:
+    """Set process-wide defaults for the scopes opened from now on, and return them all.
+
+    A call replaces the values it names and leaves the others.
+
+    :raises ConfigurationError: a name is unknown or a value invalid; nothing was changed.
+    """
+    global _current
+    _current = _current.merged(options)
+    return _current
+
+
+def reset_session_config() -> SessionConfig:
+    """Put every process-wide default back to what the package came with, and return them."""
+    global _current
+    _current = SessionConfig()
+    return _current
+
+
+def get_session_config() -> SessionConfig:
+    """Return the process-wide defaults."""
+    return _current
+
+
