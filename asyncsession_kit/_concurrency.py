@@ -158,14 +158,24 @@ async def async_carry(
 
 
 def carry(
-    session: Session,
+    session: Any,
     step: Callable[[Any], object],
     *,
     patience: float | None,
     grace: float,
 ) -> bool:
-    """Run ``step``: a thread is not cancelled, so there is nothing to protect it from."""
-    step(session)
+    """Run ``step``, once a call of another thread that is in progress has ended.
+
+    A thread is not cancelled, so there is nothing else to protect it from.  That call is waited for
+    up to ``grace`` seconds; then the step itself raises.
+    """
+    turn = session.kit_turn
+    waited = turn.acquire(timeout=grace)
+    try:
+        step(session)
+    finally:
+        if waited:
+            turn.release()
     return True
 
 

@@ -184,22 +184,27 @@ class KitSession(Session):
         finally:
             state.closed = True
 
-    # --- refused once closed: SQLAlchemy's own message does not say where the session came from ---
+    # --- what is not sent yet is checked as well: the owner's commit would store it -----------
 
     def add(self, *arguments: Any, **options: Any) -> None:
         """Add as usual."""
-        self.kit_state.refuse_closed()
+        self.kit_check()
         super().add(*arguments, **options)
 
     def delete(self, *arguments: Any, **options: Any) -> None:
         """Delete as usual."""
-        self.kit_state.refuse_closed()
+        self.kit_check()
         super().delete(*arguments, **options)
 
     def merge(self, *arguments: Any, **options: Any) -> Any:
         """Merge as usual."""
-        self.kit_state.refuse_closed()
+        self.kit_check()
         return super().merge(*arguments, **options)
+
+    def refresh(self, *arguments: Any, **options: Any) -> None:
+        """Refresh as usual; a foreign caller is refused before the object is expired."""
+        self.kit_check()
+        super().refresh(*arguments, **options)
 
     def begin(self, *arguments: Any, **options: Any) -> SessionTransaction:
         """Begin as usual."""
@@ -309,6 +314,15 @@ class ThreadSession(KitSession):
     def kit_check(self) -> None:
         """Refuse a closed session; the caller's turn was taken by the method it called."""
         self.kit_state.refuse_closed()
+
+    def kit_is_untouched(self) -> bool:
+        """Tell whether leaving needs no word to the database: not while a call is in progress."""
+        if not self.kit_turn.acquire(blocking=False):
+            return False
+        try:
+            return super().kit_is_untouched()
+        finally:
+            self.kit_turn.release()
 
     def kit_refuse_overlap(self, call: str) -> NoReturn:
         """Raise for a call made while another thread's is in progress."""

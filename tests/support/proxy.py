@@ -121,7 +121,7 @@ class _Fault:
 class _Question:
     """Messages of a client up to the one that makes the server say that it is ready again."""
 
-    closed_by: str = ""
+    complete: bool = False
     fault: _Fault | None = None
 
 
@@ -329,12 +329,11 @@ class _Link:
         self._count_flush(message)
         if message.kind not in QUESTION_KINDS:
             return
-        if not self._questions or self._questions[-1].closed_by:
+        if not self._questions or self._questions[-1].complete:
             self._questions.append(_Question())
         question = self._questions[-1]
         question.fault = fault or question.fault
-        if message.kind in LAST_OF_A_QUESTION:
-            question.closed_by = message.kind
+        question.complete = message.kind in LAST_OF_A_QUESTION
 
     def _count_flush(self, message: _Message) -> None:
         """Count a round trip when the client goes on after the reply to a Flush.
@@ -359,9 +358,6 @@ class _Link:
         question = self._questions[0] if self._questions else _Question()
         fault = question.fault
         action = fault.action if fault is not None else None
-        if message.kind == "G" and question.closed_by == "S":
-            # The server ignores a Sync while it waits for COPY data, so there comes another.
-            question.closed_by = ""
         if self._flush == "asked":
             self._flush = "answered"
         if message.kind == "Z":
