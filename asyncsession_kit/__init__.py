@@ -5,11 +5,13 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 from ._async.database import AsyncDatabase
+from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
 from ._async.scope import AsyncSessionScope
 from ._current import current_scope
 from ._state import Outcome
 from ._sync.database import Database
+from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.scope import SessionScope
 from .config import ScopeOptions, SessionConfig, configure_session, get_session_config
@@ -68,6 +70,7 @@ __all__ = [
     "UnexpectedRollbackError",
     "async_dispose_database",
     "async_session_scope",
+    "async_with_session",
     "configure_session",
     "current_async_session",
     "current_scope",
@@ -79,6 +82,7 @@ __all__ = [
     "get_session_config",
     "session_scope",
     "setup_database_connection",
+    "with_session",
 ]
 
 # Shown in tracebacks and help under the name they are imported by.

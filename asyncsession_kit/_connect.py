@@ -240,6 +240,7 @@ _LIBPQ_TEXTS: tuple[tuple[re.Pattern[str], str | None, _Meaning], ...] = tuple(
         ("certificate verify failed|certificate.* does not match", None, _CERTIFICATE),
         (r"\bSSL\b|root certificate|rejected SSL upgrade", None, _TLS),
         ("Connection refused", None, _REFUSED),
+        ("Connection reset", None, _RESET),
         ("No such file or directory", None, _NO_SOCKET),
         ("Permission denied", None, _NO_ACCESS),
         ("closed the connection unexpectedly", None, _BROKEN_OFF),

@@ -2,100 +2,144 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypedDict
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import SingletonThreadPool, StaticPool
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
 from . import _sqlite
+from ._concurrency import Lock
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin
 from ._session import KitSession, OnBegin
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
-from .config import SessionConfig
+from .config import SessionConfig, did_you_mean, is_duration
 from .errors import ConfigurationError
+
+SessionClass: TypeAlias = type[AsyncSession] | type[Session]
+
+
+class EngineOptions(TypedDict, total=False):
+    """What an engine of the package may be made with: ``create_engine``'s keywords, and ours."""
+
+    pool_size: int
+    max_overflow: int
+    pool_timeout: float
+    pool_recycle: int
+    pool_pre_ping: bool
+    pool_use_lifo: bool
+    poolclass: type[Pool]
+    busy_timeout: float
+    connect_args: Mapping[str, object]
+    echo: bool | Literal["debug"]
+    echo_pool: bool | Literal["debug"]
+    enable_from_linting: bool
+    execution_options: Mapping[str, object]
+    hide_parameters: bool
+    insertmanyvalues_page_size: int
+    isolation_level: str
+    json_deserializer: Callable[[str], Any]
+    json_serializer: Callable[[Any], str]
+    label_length: int
+    logging_name: str
+    max_identifier_length: int
+    pool_logging_name: str
+    query_cache_size: int
+    use_insertmanyvalues: bool
+
 
 Check = Callable[[object], bool]
 
 
-def _whole(least: int) -> Check:
-    return lambda value: type(value) is int and value >= least
+def _whole(least: int) -> tuple[str, Check]:
+    wanted = f"a whole number, {least} or more"
+    return wanted, lambda value: type(value) is int and value >= least
 
 
-def _seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _of(kind: type, wanted: str) -> tuple[str, Check]:
+    return wanted, lambda value: isinstance(value, kind)
 
 
-def _any(value: object) -> bool:
-    return True
+def _is_pool_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Pool)
 
 
-_WHOLE_0 = ("a whole number, 0 or more", _whole(0))
-_WHOLE_1 = ("a whole number, -1 or more", _whole(-1))
-_SECONDS = ("seconds above 0", _seconds)
-_BOOL = ("True or False", lambda value: isinstance(value, bool))
-_MAPPING = ("a mapping", lambda value: isinstance(value, Mapping))
-_ANY = ("", _any)
+_SECONDS = ("seconds above 0", is_duration)
+_BOOL = _of(bool, "True or False")
+_TEXT = _of(str, "text")
+_MAPPING = _of(Mapping, "a mapping")
+_ECHO = ("True, False or 'debug'", lambda value: isinstance(value, bool) or value == "debug")
+_CALLABLE = ("a callable", callable)
 
-# The keywords of create_engine() that fit an engine of the package, each with what it must be.
+# Each engine option with what it must be.
 OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
     {
-        "pool_size": _WHOLE_0,
-        "max_overflow": _WHOLE_1,
-        "pool_timeout": _SECONDS,
-        "pool_recycle": _WHOLE_1,
+        "pool_size": _whole(0),
+        "max_overflow": _whole(-1),
+        # Zero is for those who would rather fail than wait.
+        "pool_timeout": ("seconds, 0 or more", lambda value: value == 0 or is_duration(value)),
+        "pool_recycle": _whole(-1),
         "pool_pre_ping": _BOOL,
         "pool_use_lifo": _BOOL,
-        "poolclass": _ANY,
+        "poolclass": ("a Pool class", _is_pool_class),
         "busy_timeout": _SECONDS,
         "connect_args": _MAPPING,
-        "echo": _ANY,
-        "echo_pool": _ANY,
+        "echo": _ECHO,
+        "echo_pool": _ECHO,
         "enable_from_linting": _BOOL,
         "execution_options": _MAPPING,
         "hide_parameters": _BOOL,
-        "insertmanyvalues_page_size": _WHOLE_0,
-        "isolation_level": _ANY,
-        "json_deserializer": _ANY,
-        "json_serializer": _ANY,
-        "label_length": _ANY,
-        "logging_name": _ANY,
-        "max_identifier_length": _ANY,
-        "pool_logging_name": _ANY,
-        "query_cache_size": _WHOLE_0,
+        "insertmanyvalues_page_size": _whole(1),
+        "isolation_level": _TEXT,
+        "json_deserializer": _CALLABLE,
+        "json_serializer": _CALLABLE,
+        "label_length": _whole(6),
+        "logging_name": _TEXT,
+        "max_identifier_length": _whole(1),
+        "pool_logging_name": _TEXT,
+        "query_cache_size": _whole(0),
         "use_insertmanyvalues": _BOOL,
     }
 )
+
+# These may hold a password, so that no error shows their value.
+_SECRET = frozenset({"connect_args"})
 
 
 def check_options(options: Mapping[str, object]) -> None:
     """Check the engine options before any is used.
 
-    :raises ConfigurationError: one is unknown or has an impossible value.
+    :raises ConfigurationError: one is unknown, has an impossible value or breaks the promises of a
+        scope.
     """
     for name, value in options.items():
         if name not in OPTIONS:
-            close = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ConfigurationError(
-                f"unknown engine option {name!r}{hint}; known are {', '.join(sorted(OPTIONS))}."
+                f"unknown engine option {name!r}{did_you_mean(name, OPTIONS)}; known are"
+                f" {', '.join(sorted(OPTIONS))}."
                 " For anything else make the engine yourself and hand it over"
             )
         wanted, fits = OPTIONS[name]
         if not fits(value):
-            raise ConfigurationError(f"{name}={value!r} is not {wanted}")
+            shown = f" (a {type(value).__name__})" if name in _SECRET else f"={value!r}"
+            raise ConfigurationError(f"{name}{shown} is not {wanted}")
     _refuse_autocommit(options.get("isolation_level"))
-    _refuse_autocommit(_isolation_in(options.get("execution_options")))
+    _refuse_autocommit(_item(options, "execution_options", "isolation_level"))
+    _refuse_driver_autocommit(_item(options, "connect_args", "autocommit"))
+    _refuse_shared(options.get("poolclass"), "this database")
 
 
-def _isolation_in(execution_options: object) -> object:
-    options = execution_options if isinstance(execution_options, Mapping) else {}
-    return options.get("isolation_level")
+def _item(options: Mapping[str, object], name: str, key: str) -> object:
+    inner = options.get(name)
+    return inner.get(key) if isinstance(inner, Mapping) else None
 
 
 def _refuse_autocommit(isolation_level: object) -> None:
@@ -106,19 +150,36 @@ def _refuse_autocommit(isolation_level: object) -> None:
         )
 
 
+def _refuse_driver_autocommit(value: object) -> None:
+    if value:
+        raise ConfigurationError(
+            "'autocommit' in connect_args leaves nothing to commit or roll back, so that no promise"
+            " of a scope holds; leave it out"
+        )
+
+
+def _refuse_shared(pool_class: object, whose: str) -> None:
+    if isinstance(pool_class, type) and issubclass(pool_class, StaticPool | SingletonThreadPool):
+        raise ConfigurationError(
+            f"the pool of {whose} ({pool_class.__name__}) shares one connection among all, so that"
+            " one transaction would commit or roll back another's work; use another pool, and for"
+            " a database in memory the URL 'sqlite://', which gets a private file"
+        )
+
+
 class EngineSource:
     """Is where an engine of one world comes from: a URL with options, or one that was given."""
 
-    def __init__(self, given: str | URL | Engine | AsyncEngine, options: dict[str, Any]) -> None:
+    def __init__(self, given: str | URL | Engine | AsyncEngine, options: EngineOptions) -> None:
         check_options(options)
-        self.options = options
+        self.options: dict[str, Any] = {**options}
         self.engine: Engine | AsyncEngine | None = None
-        self.limits: list[str] | None = None
         self._memory: _sqlite.PrivateFile | None = None
         if isinstance(given, Engine | AsyncEngine):
             self.url = self._take(given)
         else:
-            self.url, self._memory = _sqlite.on_file(parse_url(given))
+            url, self._memory = _sqlite.on_file(parse_url(given))
+            self.url = parse_url(url)
         self.dialect = _DIALECTS.get(self.url.get_backend_name(), self.url.get_backend_name())
 
     def _take(self, engine: Engine | AsyncEngine) -> URL:
@@ -193,34 +254,79 @@ def source_target(source: EngineSource) -> EngineTarget:
 def check_handed_over(engine: Engine | AsyncEngine) -> None:
     """Refuse an engine on which the promises of a scope cannot be kept.
 
-    :raises ConfigurationError: it is in AUTOCOMMIT, or shares one connection among all.
+    :raises ConfigurationError: it is in AUTOCOMMIT, shares one connection among all, or is the
+        inside of an AsyncEngine.
     """
     core = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if core is engine and core.dialect.is_async:
+        raise ConfigurationError(
+            f"the engine for {masked(core.url)} is the sync_engine of an AsyncEngine and works only"
+            " inside that; hand over the AsyncEngine itself, or an engine made by create_engine()"
+        )
     # create_engine(isolation_level=) is kept under this private name alone; a test watches it.
     _refuse_autocommit(getattr(core.dialect, "_on_connect_isolation_level", None))
     _refuse_autocommit(core.get_execution_options().get("isolation_level"))
-    if isinstance(core.pool, StaticPool | SingletonThreadPool):
-        raise ConfigurationError(
-            f"the engine for {masked(core.url)} shares one connection among all"
-            f" ({type(core.pool).__name__}), so that one transaction would commit or roll back"
-            " another's work; use the URL 'sqlite://', which gets a private file, or another pool"
-        )
+    _refuse_shared(type(core.pool), f"the engine for {masked(core.url)}")
 
 
-def prepare(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> list[str]:
-    """Make the engine keep the promises, and return what it cannot keep, in words."""
-    if source.engine is not None:
-        if source.limits is not None:
-            # It was prepared before it was disposed of; its listeners are still there.
-            return source.limits
-        # A connection made before our listeners were there would miss them.
-        engine.dispose(close=False)
+# What was handed over is prepared once, whoever hands it over again: with two sets of listeners,
+# each transaction would begin twice.
+_prepared: WeakKeyDictionary[Engine, tuple[str, ...]] = WeakKeyDictionary()
+_preparing = Lock()
+
+
+def prepare(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
+    """Make the engine keep the promises, and return what it cannot keep, in words.
+
+    A connection that is in its pool already is replaced when it is next asked for.
+    """
+    engine = _root(engine)
+    with _preparing:
+        limits = _prepared.get(engine)
+        if limits is None:
+            if source.engine is not None:
+                _renew_pool(engine)
+            limits = _prepared[engine] = _install(engine, source, begin)
+    return limits
+
+
+def _root(engine: Engine) -> Engine:
+    # execution_options() returns another engine on the same pool; the pool's listeners and the
+    # engine's belong together.
+    while isinstance(engine, OptionEngine):
+        engine = engine._proxied
+    return engine
+
+
+def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
     install_connect_errors(engine, source.text)
     watch_errors(engine)
-    source.limits = [] if guard_checkin(engine) else [_UNGUARDED.format(engine.driver)]
+    limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
-    return source.limits
+    return limits
+
+
+_OURS = "asyncsession_kit_ours"
+
+
+def _renew_pool(engine: Engine) -> None:
+    """Replace the connections made before our listeners were there, each when it is next asked for.
+
+    Closing them now would need an event loop; leaving them to the garbage collector, it complains.
+    """
+    event.listen(engine, "connect", _mark)
+    event.listen(engine, "checkout", _refuse_unmarked)
+
+
+def _mark(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_OURS] = True
+
+
+def _refuse_unmarked(dbapi_connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
+    if _OURS not in record.info:
+        # The pool answers by connecting anew.
+        raise sa_exc.DisconnectionError("it was made before the engine was handed over")
 
 
 _UNGUARDED = (

@@ -56,6 +56,7 @@ class SessionState:
         "committing",
         "config",
         "connection",
+        "database",
         "flush_error",
         "joined",
         "level",
@@ -75,6 +76,7 @@ class SessionState:
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.scoped = False
+        self.database: Any = None
         self.level = NOTHING
         self.connection: Connection | None = None
         self.outcome: Outcome | None = None
@@ -121,6 +123,7 @@ class SessionState:
     def take_over(self) -> None:
         """Make the current task the owner: whoever ends a scope is entitled to."""
         self.owner = running_task()
+        self.thread = thread_id()
 
     def ended(self) -> None:
         """Record how the transaction that has just ended did end."""

@@ -6,8 +6,8 @@ Every value is checked before any is stored, so that a refused call changes noth
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
@@ -17,6 +17,9 @@ from sqlalchemy.orm import Session
 from .errors import ConfigurationError
 
 EventListener = Callable[..., object]
+
+# A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.
+LONGEST = 2_147_483
 
 
 class ScopeOptions(TypedDict, total=False):
@@ -63,8 +66,13 @@ class SessionConfig:
         object.__setattr__(self, "event_listeners", MappingProxyType(dict(self.event_listeners)))
 
     def merged(self, options: ScopeOptions) -> SessionConfig:
-        """Return these settings with some replaced; self where there is nothing to replace."""
-        return replace(self, **_known(options)) if options else self
+        """Return these settings with some replaced; self where there is nothing to replace.
+
+        :raises ConfigurationError: a name is unknown or a value invalid.
+        """
+        for name in options:
+            _check_of(name)
+        return replace(self, **options) if options else self
 
     def session_arguments(self) -> dict[str, Any]:
         """Return what an SQLAlchemy session is constructed with."""
@@ -76,10 +84,17 @@ def _check_bool(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r} is not a bool; give True or False")
 
 
-def _check_seconds(name: str, value: object) -> None:
+def is_duration(value: object) -> bool:
+    """Tell whether it is a number of seconds above 0, and not so many that a timer overflows."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[operator, arg-type]
-        raise ConfigurationError(f"{name}={value!r} is not a duration; give seconds above 0")
+    return number and 0 < value <= LONGEST  # type: ignore[operator]
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not is_duration(value):
+        raise ConfigurationError(
+            f"{name}={value!r} is not a duration; give seconds above 0, {LONGEST} at the most"
+        )
 
 
 def _check_optional_seconds(name: str, value: object) -> None:
@@ -91,17 +106,21 @@ def _check_listeners(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{name}={value!r} is not a mapping of event names to callables")
     for event_name, listener in value.items():
-        if not hasattr(Session.dispatch, str(event_name)):
+        if event_name not in _SESSION_EVENTS:
             raise ConfigurationError(
-                f"{name}: {event_name!r} is not a session event of SQLAlchemy;"
-                f" one is 'after_commit'{_did_you_mean(str(event_name), _session_events())}"
+                f"{name}: {event_name!r} is not a session event of SQLAlchemy"
+                f"{did_you_mean(str(event_name), _SESSION_EVENTS)}; one is 'after_commit'"
             )
         if not callable(listener):
             raise ConfigurationError(f"{name}: {listener!r} for {event_name!r} is not callable")
+        if inspect.iscoroutinefunction(listener):
+            raise ConfigurationError(
+                f"{name}: {listener!r} for {event_name!r} is a coroutine function, which SQLAlchemy"
+                " would call and never await; give a plain function"
+            )
 
 
-def _session_events() -> list[str]:
-    return [name for name in dir(Session.dispatch) if not name.startswith("_")]
+_SESSION_EVENTS = tuple(name for name in dir(Session.dispatch) if not name.startswith("_"))
 
 
 _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
@@ -118,23 +137,31 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
 )
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint in parentheses where a known name is nearly the one that was written."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as a dict once each name is known.
+def check_scope(options: Mapping[str, object], read_only: object) -> None:
+    """Check what a scope was given before it is opened, whether it will join another or not.
 
-    :raises ConfigurationError: a name is unknown.
+    :raises ConfigurationError: a name is unknown or a value invalid.
     """
-    for name in options:
-        if name not in _CHECKS:
-            raise ConfigurationError(
-                f"unknown option {name!r}{_did_you_mean(name, list(_CHECKS))};"
-                f" known are {', '.join(sorted(_CHECKS))}"
-            )
-    return dict(options)
+    if read_only is not None:
+        _check_bool("read_only", read_only)
+    for name, value in options.items():
+        _check_of(name)(name, value)
+
+
+def _check_of(name: str) -> Callable[[str, object], None]:
+    check = _CHECKS.get(name)
+    if check is None:
+        raise ConfigurationError(
+            f"unknown option {name!r}{did_you_mean(name, _CHECKS)};"
+            f" known are {', '.join(sorted(_CHECKS))}"
+        )
+    return check
 
 
 _current = SessionConfig()
@@ -162,5 +189,3 @@ def reset_session_config() -> SessionConfig:
 def get_session_config() -> SessionConfig:
     """Return the process-wide defaults."""
     return _current
-
-

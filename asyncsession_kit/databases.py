@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Unpack
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ._async.database import AsyncDatabase
 from ._concurrency import Lock
+from ._engines import EngineOptions, SessionClass
 from ._sqlite import PrivateFile, on_file
 from ._sync.database import Database
 from ._url import masked, parse_url
@@ -61,8 +62,8 @@ def setup_database_connection(
     *,
     name: str = DEFAULT,
     sync_engine: Engine | None = None,
-    session_class: type[Any] = AsyncSession,
-    **engine_options: Any,
+    session_class: SessionClass = AsyncSession,
+    **engine_options: Unpack[EngineOptions],
 ) -> DatabaseEntry:
     """Register a database under a name and return its entry; nothing is connected yet.
 
@@ -74,47 +75,76 @@ def setup_database_connection(
 
     :raises ConfigurationError: a value is invalid, or the name's engine is in use; nothing changed.
     """
-    given_other = sync_engine if sync_engine is not None else url
-    private = None
-    if not isinstance(url, Engine | AsyncEngine):
-        if sync_engine is not None:
-            raise ConfigurationError("sync_engine= goes with an AsyncEngine, not with a URL")
-        url, private = on_file(parse_url(url))
-        given_other = url
-    options: dict[str, Any] = {"name": name, "session_class": session_class, **engine_options}
-    entry = DatabaseEntry(
-        name,
-        AsyncDatabase(url, **options),  # type: ignore[arg-type]
-        Database(given_other, **options),  # type: ignore[arg-type]
-        masked(url.url if isinstance(url, Engine | AsyncEngine) else url),
-        private,
-    )
-    _register(entry)
+    entry = _new_entry(url, name, sync_engine, session_class, engine_options)
+    with _lock:
+        present = _entries.get(name)
+        if present is not None and present.is_started:
+            raise ConfigurationError(
+                f"the database {name!r} is in use and cannot be set up again; dispose of it"
+                " first, or register the new one under another name"
+            )
+        _entries[name] = entry
     return entry
 
 
-def _register(entry: DatabaseEntry) -> None:
-    with _lock:
-        present = _entries.get(entry.name)
-        if present is not None and present.is_started:
-            raise ConfigurationError(
-                f"the database {entry.name!r} is in use and cannot be set up again; dispose of it"
-                " first, or register the new one under another name"
-            )
-        _entries[entry.name] = entry
+def _new_entry(
+    given: str | URL | Engine | AsyncEngine,
+    name: str,
+    sync_engine: Engine | None,
+    session_class: SessionClass,
+    options: EngineOptions,
+) -> DatabaseEntry:
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"name={name!r} is not a name; give text such as 'reports'")
+    if sync_engine is not None:
+        _check_sync_engine(given, sync_engine)
+    private = None
+    if not isinstance(given, Engine | AsyncEngine):
+        given, private = on_file(parse_url(given))
+    return DatabaseEntry(
+        name,
+        AsyncDatabase(
+            given,  # type: ignore[arg-type]  # an Engine is refused when tasks first use it
+            name=name,
+            session_class=session_class,
+            **options,
+        ),
+        Database(
+            given if sync_engine is None else sync_engine,  # type: ignore[arg-type]  # as above
+            name=name,
+            session_class=session_class,
+            **options,
+        ),
+        masked(given.url if isinstance(given, Engine | AsyncEngine) else given),
+        private,
+    )
+
+
+def _check_sync_engine(given: object, sync_engine: object) -> None:
+    if not isinstance(given, AsyncEngine):
+        raise ConfigurationError(
+            "sync_engine= goes with an AsyncEngine; a URL serves both worlds, and an Engine is"
+            " handed over as it is"
+        )
+    if not isinstance(sync_engine, Engine):
+        raise ConfigurationError(
+            f"sync_engine= is a {type(sync_engine).__name__}, not an Engine; give one made by"
+            " create_engine()"
+        )
 
 
 def get_database(name: str = DEFAULT) -> DatabaseEntry:
     """Return the database registered under the name; for the default one ``DATABASE_URL`` will do.
 
     :raises DatabaseNotConfiguredError: there is none.
+    :raises ConfigurationError: ``DATABASE_URL`` is needed and is no URL of a database.
     """
     entry = _entries.get(name)
     if entry is not None:
         return entry
     url = os.environ.get("DATABASE_URL")
     if name == DEFAULT and url:
-        return setup_database_connection(url)
+        return _from_environment(url)
     known = f"; known are {', '.join(sorted(_entries))}" if _entries else ""
     how = "" if name == DEFAULT else f", name={name!r}"
     variable = ", or set the environment variable DATABASE_URL" if name == DEFAULT else ""
@@ -124,14 +154,24 @@ def get_database(name: str = DEFAULT) -> DatabaseEntry:
     )
 
 
+def _from_environment(url: str) -> DatabaseEntry:
+    try:
+        entry = _new_entry(url, DEFAULT, None, AsyncSession, {})
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the environment variable DATABASE_URL: {error}") from error
+    with _lock:
+        # Another thread may have been first.
+        return _entries.setdefault(DEFAULT, entry)
+
+
 def async_database_named(name: str | None) -> AsyncDatabase:
     """Return the registered database for tasks."""
-    return get_database(name or DEFAULT).async_database
+    return get_database(DEFAULT if name is None else name).async_database
 
 
 def database_named(name: str | None) -> Database:
     """Return the registered database for threads."""
-    return get_database(name or DEFAULT).database
+    return get_database(DEFAULT if name is None else name).database
 
 
 async def async_dispose_database(name: str = DEFAULT) -> None:

@@ -35,6 +35,7 @@ async def behind_proxy(
 
 
 async def transfer(scope: AsyncSessionScope, name: str) -> None:
+    """Write two rows in one unit of work."""
     async with scope as session:
         session.add(Account(name=f"{name}/1"))
         await session.flush()
@@ -48,6 +49,7 @@ def judge(pg: PgDatabase, scope: AsyncSessionScope, name: str) -> bool:
 
 
 def nothing_is_left(pg: PgDatabase, db: AsyncDatabase) -> bool:
+    """Tell whether no place, no task and no open transaction remains."""
     pool = db.engine.pool
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     idle = pg.view.idle_in_transaction(pg.name)
@@ -211,7 +213,7 @@ async def test_a_body_commit_is_protected_as_well(pg_database: PgDatabase) -> No
 async def test_an_anyio_scope_that_cancels_at_every_step_loses_nothing(
     pg_database: PgDatabase,
 ) -> None:
-    """anyio cancels again at each await; the COMMIT is awaited without spinning the loop."""
+    """An anyio scope cancels at each step again; the COMMIT is awaited without spinning the loop."""
     async with behind_proxy(pg_database, "asyncpg") as (db, proxy):
         proxy.inject("delay", seconds=0.3)
         scope = db.session_scope()

@@ -36,11 +36,13 @@ async def db(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[As
 
 
 async def names(db: AsyncDatabase) -> list[str]:
+    """Return what is stored, in order of name."""
     async with db.session_scope() as session:
         return list(await session.scalars(select(Account.name).order_by(Account.name)))
 
 
 async def add_foreign(session: AsyncSession) -> None:
+    """Add an object as a task that does not own the session."""
     session.add_all([Account(name="foreign")])
 
 
@@ -276,7 +278,7 @@ async def test_a_scope_left_in_another_context_is_not_seen_again(db: AsyncDataba
 
 
 async def test_an_abandoned_generator_ends_its_scope(db: AsyncDatabase) -> None:
-    """The loop finalises an abandoned generator in a task of its own, and the scope is rolled back."""
+    """The loop finalises an abandoned generator in a task of its own, which rolls back."""
 
     async def rows() -> AsyncIterator[int]:
         async with db.session_scope() as session:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from sqlalchemy import URL, MetaData
+from sqlalchemy.exc import ArgumentError
 
+from .._ambient import async_ambient
 from .._callsite import caller_origin
 from .._concurrency import Lock, async_run_core, async_wait_for_exits
 from .._engines import (
+    EngineOptions,
     EngineSource,
+    SessionClass,
     async_engine_of,
     async_source_target,
     begin_hook,
@@ -19,7 +23,7 @@ from .._engines import (
 from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope, get_session_config
 from ..errors import ConfigurationError
 from .scope import AsyncSessionScope
 from .turn import async_begin
@@ -44,8 +48,8 @@ class AsyncDatabase:
         url: str | URL | AsyncEngine,
         *,
         name: str = "default",
-        session_class: type[Any] = AsyncSession,
-        **engine_options: Any,
+        session_class: SessionClass = AsyncSession,
+        **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
         self._source = EngineSource(url, engine_options)
@@ -75,15 +79,14 @@ class AsyncDatabase:
     @property
     def limitations(self) -> tuple[str, ...]:
         """Return what the promises cannot cover on this engine, in words; usually nothing."""
-        assert self.engine is not None
+        self._make_engine()
         return self._limits
 
     def _make_engine(self) -> AsyncEngine:
         with self._lock:
             if self._engine is None:
                 engine = async_engine_of(self._source) or self._create()
-                core = unwrap_async_engine(engine)
-                self._limits = tuple(prepare(core, self._source, async_begin))
+                self._limits = prepare(unwrap_async_engine(engine), self._source, async_begin)
                 self._engine = engine
             return self._engine
 
@@ -91,9 +94,16 @@ class AsyncDatabase:
         target = async_source_target(self._source)
         try:
             return create_async_engine(target.url, **self._source.engine_arguments(target))
-        except TypeError as error:
+        except (TypeError, ArgumentError) as error:
             raise ConfigurationError(
-                f"the options {sorted(self._source.options)} do not go together: {error}"
+                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
+                f" with {target.driver}: {error}"
+            ) from error
+        except ImportError as error:
+            raise ConfigurationError(
+                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
+                f" imported ({error}); install it again, with what it needs, or name another in the"
+                " URL"
             ) from error
 
     def _read_only_engine(self) -> AsyncEngine:
@@ -104,6 +114,7 @@ class AsyncDatabase:
 
     def new_session(self, state: SessionState) -> AsyncSession:
         """Return a session for that state; nothing is sent."""
+        state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
@@ -116,7 +127,11 @@ class AsyncDatabase:
         read_only: bool | None = None,
         **options: Unpack[ScopeOptions],
     ) -> AsyncSessionScope:
-        """Return a scope on this database, as the function of the package does on a registered one."""
+        """Return a scope on this database, as the function of the package does on a registered one.
+
+        :raises ConfigurationError: an option is unknown or invalid.
+        """
+        check_scope(options, read_only)
         return AsyncSessionScope(
             self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
         )
@@ -132,14 +147,17 @@ class AsyncDatabase:
         return self.new_session(SessionState(config, caller_origin(1), read_only=False))
 
     async def create_all(self, metadata: MetaData) -> None:
-        """Create the tables that are missing."""
-        async with self.session_scope(name="create_all") as session:
+        """Create the tables that are missing, and commit; in an open scope, leave that to it."""
+        options: ScopeOptions = {"auto_commit": True, "statement_timeout": None}
+        if async_ambient.find(self) is not None:
+            options = {}
+        async with self.session_scope(name="create_all", **options) as session:
             await async_run_core(session, lambda core: metadata.create_all(core.connection()))
 
     async def dispose(self) -> None:
-        """Close the pool, once the sessions that are just ending have ended; a later use reopens it.
+        """Close the pool, once the sessions that are just ending have ended.
 
-        The private file behind a database in memory is removed.
+        A later use opens it again.  The private file behind a database in memory is removed.
         """
         await async_wait_for_exits(_LAST_EXITS)
         with self._lock:

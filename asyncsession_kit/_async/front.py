@@ -8,7 +8,7 @@ from .._ambient import async_ambient
 from .._callsite import caller_origin
 from .._state import SessionState
 from .._types import AsyncSession
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope, get_session_config
 from ..databases import async_database_named
 from .scope import AsyncSessionScope
 
@@ -31,8 +31,10 @@ def async_session_scope(
     :raises ConfigurationError: an option is unknown or invalid.
     :raises DatabaseNotConfiguredError: no such database was set up.
     """
+    check_scope(options, read_only)
+    passed = session is not None and database is None
     return AsyncSessionScope(
-        async_database_named(database),
+        None if passed else async_database_named(database),
         options,
         name=name,
         session=session,

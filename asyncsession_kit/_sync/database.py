@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from sqlalchemy import URL, MetaData
+from sqlalchemy.exc import ArgumentError
 
+from .._ambient import ambient
 from .._callsite import caller_origin
 from .._concurrency import Lock, run_core, wait_for_exits
 from .._engines import (
+    EngineOptions,
     EngineSource,
+    SessionClass,
     begin_hook,
     engine_of,
     prepare,
@@ -20,7 +24,7 @@ from .._engines import (
 from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope, get_session_config
 from ..errors import ConfigurationError
 from .scope import SessionScope
 from .turn import begin
@@ -45,8 +49,8 @@ class Database:
         url: str | URL | Engine,
         *,
         name: str = "default",
-        session_class: type[Any] = Session,
-        **engine_options: Any,
+        session_class: SessionClass = Session,
+        **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
         self._source = EngineSource(url, engine_options)
@@ -76,15 +80,14 @@ class Database:
     @property
     def limitations(self) -> tuple[str, ...]:
         """Return what the promises cannot cover on this engine, in words; usually nothing."""
-        assert self.engine is not None
+        self._make_engine()
         return self._limits
 
     def _make_engine(self) -> Engine:
         with self._lock:
             if self._engine is None:
                 engine = engine_of(self._source) or self._create()
-                core = unwrap_engine(engine)
-                self._limits = tuple(prepare(core, self._source, begin))
+                self._limits = prepare(unwrap_engine(engine), self._source, begin)
                 self._engine = engine
             return self._engine
 
@@ -92,9 +95,16 @@ class Database:
         target = source_target(self._source)
         try:
             return create_engine(target.url, **self._source.engine_arguments(target))
-        except TypeError as error:
+        except (TypeError, ArgumentError) as error:
             raise ConfigurationError(
-                f"the options {sorted(self._source.options)} do not go together: {error}"
+                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
+                f" with {target.driver}: {error}"
+            ) from error
+        except ImportError as error:
+            raise ConfigurationError(
+                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
+                f" imported ({error}); install it again, with what it needs, or name another in the"
+                " URL"
             ) from error
 
     def _read_only_engine(self) -> Engine:
@@ -105,6 +115,7 @@ class Database:
 
     def new_session(self, state: SessionState) -> Session:
         """Return a session for that state; nothing is sent."""
+        state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
@@ -117,7 +128,11 @@ class Database:
         read_only: bool | None = None,
         **options: Unpack[ScopeOptions],
     ) -> SessionScope:
-        """Return a scope on this database, as the function of the package does on a registered one."""
+        """Return a scope on this database, as the function of the package does on a registered one.
+
+        :raises ConfigurationError: an option is unknown or invalid.
+        """
+        check_scope(options, read_only)
         return SessionScope(
             self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
         )
@@ -133,14 +148,17 @@ class Database:
         return self.new_session(SessionState(config, caller_origin(1), read_only=False))
 
     def create_all(self, metadata: MetaData) -> None:
-        """Create the tables that are missing."""
-        with self.session_scope(name="create_all") as session:
+        """Create the tables that are missing, and commit; in an open scope, leave that to it."""
+        options: ScopeOptions = {"auto_commit": True, "statement_timeout": None}
+        if ambient.find(self) is not None:
+            options = {}
+        with self.session_scope(name="create_all", **options) as session:
             run_core(session, lambda core: metadata.create_all(core.connection()))
 
     def dispose(self) -> None:
-        """Close the pool, once the sessions that are just ending have ended; a later use reopens it.
+        """Close the pool, once the sessions that are just ending have ended.
 
-        The private file behind a database in memory is removed.
+        A later use opens it again.  The private file behind a database in memory is removed.
         """
         wait_for_exits(_LAST_EXITS)
         with self._lock:

@@ -9,7 +9,7 @@ from .._ambient import ambient
 from .._callsite import caller_origin
 from .._state import SessionState
 from .._types import Session
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope, get_session_config
 from ..databases import database_named
 from .scope import SessionScope
 
@@ -32,8 +32,10 @@ def session_scope(
     :raises ConfigurationError: an option is unknown or invalid.
     :raises DatabaseNotConfiguredError: no such database was set up.
     """
+    check_scope(options, read_only)
+    passed = session is not None and database is None
     return SessionScope(
-        database_named(database),
+        None if passed else database_named(database),
         options,
         name=name,
         session=session,

@@ -54,7 +54,7 @@ class SessionScope:
 
     def __init__(
         self,
-        database: Database,
+        database: Database | None,
         options: ScopeOptions,
         *,
         name: str | None,
@@ -79,8 +79,8 @@ class SessionScope:
     # --- what a caller may ask --------------------------------------------------------------------
 
     @property
-    def database(self) -> Database:
-        """Return the database whose session this is."""
+    def database(self) -> Database | None:
+        """Return the database of the session; None for a passed one that was made elsewhere."""
         return self._database
 
     @property
@@ -130,6 +130,8 @@ class SessionScope:
     def _use(self, session: Session) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
         state = given_session(session)
+        if state is not None:
+            self._database = state.database
         if state is not None and state.scoped:
             self._join(state, session)
             return
@@ -145,6 +147,7 @@ class SessionScope:
         self._session, self._core = session, core_of_session(session)
 
     def _open(self) -> None:
+        assert self._database is not None
         config = get_session_config().merged(self._options)
         self.state = SessionState(config, self._origin, bool(self._read_only))
         self.state.scoped = True
@@ -180,7 +183,7 @@ class SessionScope:
             if core.kit_is_untouched():
                 core.close()
             elif exc is not None:
-                self._give_up(state)
+                self._give_up(state, core, exc)
             elif state.config.auto_commit:
                 self._complete(state, core)
             else:
@@ -198,6 +201,24 @@ class SessionScope:
                 self._ending = Outcome.ROLLED_BACK
         self._forget()
 
+    def suspend(self) -> None:
+        """Stop being the open scope: a generator's caller runs until ``resume``."""
+        self.is_open = False
+        ambient.pop(self)
+        if self._decision is Decision.JOIN and self.state is not None:
+            self.state.joined -= 1
+
+    def resume(self) -> None:
+        """Be the open scope again; whoever resumes is the owner now."""
+        self.is_open = True
+        if self.state is None:
+            return
+        if self._decision is Decision.JOIN:
+            self.state.joined += 1
+        else:
+            self.state.take_over()
+        ambient.push(self)
+
     def _complete(self, state: SessionState, core: KitSession) -> None:
         """Commit; in a task of its own if the scope may have written."""
         assert self._session is not None
@@ -210,10 +231,13 @@ class SessionScope:
         finally:
             self._ensure_closed(state)
 
-    def _give_up(self, state: SessionState) -> None:
+    def _give_up(self, state: SessionState, core: KitSession, exc: BaseException) -> None:
         """Roll back after an exception of the body, which is the one that goes on."""
         assert self._session is not None
-        step = rollback_and_close if state.config.auto_rollback else close_core
+        # A reader that was closed early has handed out objects, which a rollback would expire.
+        stopped = isinstance(exc, GeneratorExit) and not core.kit_may_have_written()
+        quietly = stopped or not state.config.auto_rollback
+        step = close_core if quietly else rollback_and_close
         limit = state.config.cleanup_timeout
         try:
             carry(self._session, step, patience=limit, grace=limit)

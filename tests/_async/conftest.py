@@ -1,4 +1,4 @@
-"""What the tests of both worlds share: databases that are empty before and disposed of afterwards."""
+"""What the tests of both worlds share: databases, empty before and disposed of afterwards."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def checked_out(db: AsyncDatabase) -> int:
     return unwrap_async_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
 
 
-# --- ends ------------------------------------------------------------------------------------------
+# --- ends -----------------------------------------------------------------------------------------
 
 
 async def test_leaving_normally_commits(db: AsyncDatabase) -> None:
@@ -262,7 +262,7 @@ async def test_a_session_is_closed_for_good(db: AsyncDatabase) -> None:
         lambda: session.add_all([Account(name="x")]),
         lambda: session.begin(),
     ):
-        with pytest.raises(SessionClosedError, match="test_scope.py"):
+        with pytest.raises(SessionClosedError, match=r"test_scope\.py"):
             outcome = use()
             if outcome is not None:
                 async with outcome:
@@ -473,7 +473,7 @@ async def test_a_passed_session_with_several_binds_is_refused(db: AsyncDatabase)
 
 async def test_something_else_than_a_session_is_refused(db: AsyncDatabase) -> None:
     """session= takes a session of this world."""
-    with pytest.raises(ConfigurationError, match="is not an? .*Session"):
+    with pytest.raises(ConfigurationError, match=r"is not an? .*Session"):
         await db.session_scope(session=object()).__aenter__()  # type: ignore[arg-type]
 
 

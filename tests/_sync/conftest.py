@@ -1,5 +1,5 @@
 # Generated from _async/conftest.py by asyncsession_kit._tools.unasync; do not edit.
-"""What the tests of both worlds share: databases that are empty before and disposed of afterwards."""
+"""What the tests of both worlds share: databases, empty before and disposed of afterwards."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def checked_out(db: Database) -> int:
     return unwrap_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
 
 
-# --- ends ------------------------------------------------------------------------------------------
+# --- ends -----------------------------------------------------------------------------------------
 
 
 def test_leaving_normally_commits(db: Database) -> None:
@@ -263,7 +263,7 @@ def test_a_session_is_closed_for_good(db: Database) -> None:
         lambda: session.add_all([Account(name="x")]),
         lambda: session.begin(),
     ):
-        with pytest.raises(SessionClosedError, match="test_scope.py"):
+        with pytest.raises(SessionClosedError, match=r"test_scope\.py"):
             outcome = use()
             if outcome is not None:
                 with outcome:
@@ -474,7 +474,7 @@ def test_a_passed_session_with_several_binds_is_refused(db: Database) -> None:
 
 def test_something_else_than_a_session_is_refused(db: Database) -> None:
     """session= takes a session of this world."""
-    with pytest.raises(ConfigurationError, match="is not an? .*Session"):
+    with pytest.raises(ConfigurationError, match=r"is not an? .*Session"):
         db.session_scope(session=object()).__enter__()  # type: ignore[arg-type]
 
 

@@ -1,0 +1,119 @@
+# Generated from _async/decorator.py by asyncsession_kit._tools.unasync; do not edit.
+"""The decorator: a function's session arrives by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any, Concatenate, Unpack, overload
+
+from .._callsite import Origin
+from .._generators import generating
+from .._injection import Place, colour, find_place, is_generator, origin_of, publish
+from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
+from .._types import Session
+from ..config import ScopeOptions, get_session_config
+from ..databases import database_named
+from .scope import SessionScope
+
+
+class _Opening:
+    """Is what a decorated function opens at each call."""
+
+    __slots__ = ("_database", "_name", "_options", "_origin", "_read_only")
+
+    def __init__(
+        self,
+        name: str,
+        database: str | None,
+        read_only: bool | None,
+        options: ScopeOptions,
+        origin: Origin,
+    ) -> None:
+        self._name = name
+        self._database = database
+        self._read_only = read_only
+        self._options = options
+        self._origin = origin
+
+    def scope(self, given: Session | None) -> SessionScope:
+        """Return the scope of one call; a session that was passed is used as it is."""
+        if given is not None:
+            return SessionScope(
+                None, {}, name=self._name, session=given, read_only=None, origin=self._origin
+            )
+        return SessionScope(
+            database_named(self._database),
+            self._options,
+            name=self._name,
+            session=None,
+            read_only=self._read_only,
+            origin=self._origin,
+        )
+
+
+# A method whose owner is itself a session would fit two of these; the first one is meant then.
+@overload
+def with_session(  # type: ignore[overload-overlap]
+    function: Callable[Concatenate[SessionT, P], R], /
+) -> Injected[SessionT, P, R]: ...
+@overload
+def with_session(
+    function: Callable[Concatenate[T, SessionT, P], R], /
+) -> InjectedMethod[T, SessionT, P, R]: ...
+@overload
+def with_session(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def with_session(
+    *,
+    name: str | None = None,
+    database: str | None = None,
+    read_only: bool | None = None,
+    **options: Unpack[ScopeOptions],
+) -> Injector: ...
+def with_session(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    database: str | None = None,
+    read_only: bool | None = None,
+    **options: Unpack[ScopeOptions],
+) -> Any:
+    """Run each call of the function in a scope, and give it the session.
+
+    The session goes to the parameter annotated with the session class (or a subclass), else to the
+    one called ``session``; it vanishes from the signature.  A caller may pass one itself: it is
+    used as it is, and the caller owns the commit.  A generator's scope lasts until it is exhausted
+    or closed, and is the open one only while its body runs; closed early, it rolls back what was
+    written.  The options are those of a scope; ``name`` is the function's own by default.
+
+    :raises ConfigurationError: when decorating: the function has no place for a session, or two,
+        or is of the other world; or an option is unknown or invalid.
+    """
+    get_session_config().merged(options)
+
+    def decorate(target: Any) -> Any:
+        if isinstance(target, staticmethod | classmethod):
+            return type(target)(decorate(target.__func__))
+        place = find_place(target, colour)
+        label = name or str(getattr(target, "__qualname__", type(target).__qualname__))
+        opening = _Opening(label, database, read_only, options, origin_of(target))
+        if is_generator(target, colour):
+            wrapper: Any = generating(target, place, opening.scope)
+        else:
+            wrapper = _calling(target, place, opening)
+        return publish(update_wrapper(wrapper, target), place)
+
+    return decorate if function is None else decorate(function)
+
+
+def _calling(function: Callable[..., Any], place: Place, opening: _Opening) -> Callable[..., Any]:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        given = place.given(arguments, keywords)
+        with opening.scope(given) as session:
+            if given is None:
+                arguments, keywords = place.put(session, arguments, keywords)
+            return function(*arguments, **keywords)
+
+    return call
