@@ -1,0 +1,134 @@
+# Generated from _async/test_session.py by asyncsession_kit._tools.unasync; do not edit.
+"""The package's sessions behave as SQLAlchemy's, and keep their books whatever listeners do."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from sqlalchemy import event, select, text
+from sqlalchemy.orm import Session
+
+from asyncsession_kit import Database, UncommittedWorkWarning
+from asyncsession_kit._types import Session, unwrap_engine
+from tests.support.models import Account, Entry
+
+
+class ListenerFailed(Exception):
+    """Is what the listeners of these tests raise."""
+
+
+def fail(*arguments: object) -> None:
+    raise ListenerFailed
+
+
+def names(db: Database) -> list[str]:
+    with db.session_scope(read_only=True) as session:
+        return list(session.scalars(select(Account.name).order_by(Account.name)))
+
+
+def test_objects_can_be_deleted_merged_and_refreshed(db: Database) -> None:
+    """What changes objects without a statement of its own works as usual."""
+    with db.session_scope() as session:
+        session.add_all([Account(id=1, name="a"), Account(id=2, name="b")])
+    with db.session_scope() as session:
+        gone = session.get_one(Account, 1)
+        session.delete(gone)
+        merged = session.merge(Account(id=2, name="c"))
+        session.flush()
+        session.refresh(merged)
+    assert names(db) == ["c"]
+
+
+def test_a_listener_that_fails_before_the_commit_rolls_back(db: Database) -> None:
+    """Nothing was sent, so nothing is stored, and the outcome says so."""
+    scope = db.session_scope(event_listeners={"before_commit": fail})
+    with pytest.raises(ListenerFailed):
+        with scope as session:
+            session.add(Account(name="a"))
+    assert (scope.outcome, scope.commits) == ("rolled_back", 0)
+    assert names(db) == []
+
+
+@pytest.mark.parametrize("whose", ["the scope's", "everybody's"])
+def test_a_listener_that_fails_after_the_commit_cannot_hide_it(db: Database, whose: str) -> None:
+    """The listener's error arrives, and the outcome says what is stored."""
+    listeners = {"after_commit": fail} if whose == "the scope's" else {}
+    if whose == "everybody's":
+        event.listen(Session, "after_commit", fail)
+    scope = db.session_scope(event_listeners=listeners)
+    try:
+        with pytest.raises(ListenerFailed):
+            with scope as session:
+                session.add(Account(name="a"))
+    finally:
+        if whose == "everybody's":
+            event.remove(Session, "after_commit", fail)
+    assert (scope.outcome, scope.commits) == ("committed", 1)
+    assert unwrap_engine(db.engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert names(db) == ["a"]
+
+
+def test_a_commit_that_a_listener_broke_leaves_a_usable_session(db: Database) -> None:
+    """After a body's commit() failed in a listener, the session goes on with a transaction anew."""
+    with db.session_scope(event_listeners={"after_commit": fail}) as session:
+        session.add(Account(name="a"))
+        with pytest.raises(ListenerFailed):
+            session.commit()
+        assert session.scalars(select(Account.name)).all() == ["a"]
+        session.rollback()
+
+
+def test_a_swallowed_flush_error_of_the_session_itself_is_told(db: Database) -> None:
+    """An error that never reached the database dooms the rest all the same: objects were lost."""
+    with pytest.raises(Exception, match="swallowed") as caught:
+        with db.session_scope() as session:
+            session.add(Account(name="a"))
+            session.add(Entry(amount=1, account_id=object()))
+            with pytest.raises(Exception):  # noqa: B017, PT011 - each driver has its own
+                session.flush()
+    assert caught.value.__cause__ is not None
+    assert names(db) == []
+
+
+def test_an_error_while_rolling_back_does_not_replace_the_bodys(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The exception of the body arrives; what went wrong while cleaning up is logged."""
+    with (
+        caplog.at_level(logging.WARNING, "asyncsession_kit"),
+        pytest.raises(ValueError, match="the body's"),
+    ):
+        with db.session_scope(event_listeners={"after_rollback": fail}) as session:
+            session.add(Account(name="a"))
+            session.flush()
+            raise ValueError("the body's")
+    assert "rolling back failed: ListenerFailed" in caplog.text
+    assert unwrap_engine(db.engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert names(db) == []
+
+
+def test_unflushed_changes_are_uncommitted_work(db: Database) -> None:
+    """A changed attribute that was never flushed counts, assigning the same value does not."""
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+    with db.session_scope(auto_commit=False) as session:
+        account = session.scalars(select(Account)).one()
+        account.name = "a"
+    with pytest.warns(UncommittedWorkWarning):
+        with db.session_scope(auto_commit=False) as session:
+            account = session.scalars(select(Account)).one()
+            account.name = "b"
+
+
+def test_core_statements_and_connections_work(db: Database) -> None:
+    """The session's connection is SQLAlchemy's, and its work is part of the transaction."""
+    with db.session_scope() as session:
+        connection = session.connection()
+        connection.execute(text("INSERT INTO accounts (name, balance) VALUES ('a', 0)"))
+    assert names(db) == ["a"]
+
+
+def test_the_session_is_a_real_one(sqlite_db: Database) -> None:
+    """isinstance() and the sessions of type checkers agree."""
+    assert isinstance(sqlite_db.get_session(), Session)
