@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypedDict
 from weakref import WeakKeyDictionary
@@ -249,6 +250,26 @@ def async_source_target(source: EngineSource) -> EngineTarget:
 def source_target(source: EngineSource) -> EngineTarget:
     """Return the URL and arguments for the driver of threads."""
     return engine_target(source.url)
+
+
+@contextmanager
+def making_engine(source: EngineSource) -> Iterator[None]:
+    """Say what is wrong where SQLAlchemy refuses the options or the driver does not load.
+
+    :raises ConfigurationError: in place of what was raised inside.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the driver for {source.text} is installed and cannot be imported ({error});"
+            " install it again, with what it needs, or name another one in the URL"
+        ) from error
+    except (TypeError, sa_exc.ArgumentError) as error:
+        raise ConfigurationError(
+            f"an engine for {source.text} cannot be made with {', '.join(sorted(source.options))}:"
+            f" {error}"
+        ) from error
 
 
 def check_handed_over(engine: Engine | AsyncEngine) -> None:

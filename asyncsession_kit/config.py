@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
+from sqlalchemy.util import immutabledict
 
 from .errors import ConfigurationError
 
@@ -63,7 +64,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _CHECKS[entry.name](entry.name, getattr(self, entry.name))
-        object.__setattr__(self, "event_listeners", MappingProxyType(dict(self.event_listeners)))
+        # A mapping proxy could neither be pickled nor copied.
+        object.__setattr__(self, "event_listeners", immutabledict(self.event_listeners))
 
     def merged(self, options: ScopeOptions) -> SessionConfig:
         """Return these settings with some replaced; self where there is nothing to replace.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Unpack
 
 from sqlalchemy import URL, MetaData
-from sqlalchemy.exc import ArgumentError
 
 from .._ambient import async_ambient
 from .._callsite import caller_origin
@@ -17,6 +16,7 @@ from .._engines import (
     async_engine_of,
     async_source_target,
     begin_hook,
+    making_engine,
     prepare,
     read_only_options,
 )
@@ -24,7 +24,6 @@ from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
 from ..config import ScopeOptions, check_scope, get_session_config
-from ..errors import ConfigurationError
 from .scope import AsyncSessionScope
 from .turn import async_begin
 
@@ -91,20 +90,9 @@ class AsyncDatabase:
             return self._engine
 
     def _create(self) -> AsyncEngine:
-        target = async_source_target(self._source)
-        try:
+        with making_engine(self._source):
+            target = async_source_target(self._source)
             return create_async_engine(target.url, **self._source.engine_arguments(target))
-        except (TypeError, ArgumentError) as error:
-            raise ConfigurationError(
-                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
-                f" with {target.driver}: {error}"
-            ) from error
-        except ImportError as error:
-            raise ConfigurationError(
-                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
-                f" imported ({error}); install it again, with what it needs, or name another in the"
-                " URL"
-            ) from error
 
     def _read_only_engine(self) -> AsyncEngine:
         if self._read_only is None:

@@ -11,7 +11,7 @@ from .._generators import async_generating
 from .._injection import Place, async_colour, find_place, is_generator, origin_of, publish
 from .._protocols import AsyncInjector, AsyncR, AsyncSessionT, Injected, InjectedMethod, P, T
 from .._types import AsyncSession
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope
 from ..databases import async_database_named
 from .scope import AsyncSessionScope
 
@@ -90,7 +90,7 @@ def async_with_session(
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
         or is of the other world; or an option is unknown or invalid.
     """
-    get_session_config().merged(options)
+    check_scope(options, read_only)
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
@@ -109,10 +109,9 @@ def async_with_session(
 
 def _calling(function: Callable[..., Any], place: Place, opening: _Opening) -> Callable[..., Any]:
     async def call(*arguments: Any, **keywords: Any) -> Any:
-        given = place.given(arguments, keywords)
+        given, arguments = place.take(arguments, keywords)
         async with opening.scope(given) as session:
-            if given is None:
-                arguments, keywords = place.put(session, arguments, keywords)
+            arguments, keywords = place.put(session, arguments, keywords)
             return await function(*arguments, **keywords)
 
     return call

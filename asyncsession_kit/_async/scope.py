@@ -195,7 +195,8 @@ class AsyncSessionScope:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
         if self.state is not None and self._core is not None:
             self.state.joined = max(0, self.state.joined - 1)
-            if exc is not None:
+            # A generator that is closed early has not failed: its caller has seen enough.
+            if exc is not None and not isinstance(exc, GeneratorExit):
                 self._core.kit_mark_failed(self.name or describe(self._origin), exc)
                 self._ending = Outcome.ROLLED_BACK
         self._forget()

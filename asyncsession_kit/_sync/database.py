@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Unpack
 
 from sqlalchemy import URL, MetaData
-from sqlalchemy.exc import ArgumentError
 
 from .._ambient import ambient
 from .._callsite import caller_origin
@@ -17,6 +16,7 @@ from .._engines import (
     SessionClass,
     begin_hook,
     engine_of,
+    making_engine,
     prepare,
     read_only_options,
     source_target,
@@ -25,7 +25,6 @@ from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
 from ..config import ScopeOptions, check_scope, get_session_config
-from ..errors import ConfigurationError
 from .scope import SessionScope
 from .turn import begin
 
@@ -92,20 +91,9 @@ class Database:
             return self._engine
 
     def _create(self) -> Engine:
-        target = source_target(self._source)
-        try:
+        with making_engine(self._source):
+            target = source_target(self._source)
             return create_engine(target.url, **self._source.engine_arguments(target))
-        except (TypeError, ArgumentError) as error:
-            raise ConfigurationError(
-                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
-                f" with {target.driver}: {error}"
-            ) from error
-        except ImportError as error:
-            raise ConfigurationError(
-                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
-                f" imported ({error}); install it again, with what it needs, or name another in the"
-                " URL"
-            ) from error
 
     def _read_only_engine(self) -> Engine:
         if self._read_only is None:

@@ -12,7 +12,7 @@ from .._generators import generating
 from .._injection import Place, colour, find_place, is_generator, origin_of, publish
 from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
 from .._types import Session
-from ..config import ScopeOptions, get_session_config
+from ..config import ScopeOptions, check_scope
 from ..databases import database_named
 from .scope import SessionScope
 
@@ -91,7 +91,7 @@ def with_session(
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
         or is of the other world; or an option is unknown or invalid.
     """
-    get_session_config().merged(options)
+    check_scope(options, read_only)
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
@@ -110,10 +110,9 @@ def with_session(
 
 def _calling(function: Callable[..., Any], place: Place, opening: _Opening) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
-        given = place.given(arguments, keywords)
+        given, arguments = place.take(arguments, keywords)
         with opening.scope(given) as session:
-            if given is None:
-                arguments, keywords = place.put(session, arguments, keywords)
+            arguments, keywords = place.put(session, arguments, keywords)
             return function(*arguments, **keywords)
 
     return call
