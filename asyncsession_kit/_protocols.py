@@ -18,8 +18,9 @@ AsyncR = TypeVar("AsyncR", bound=Coroutine[Any, Any, Any] | AsyncIterator[Any])
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 S_contra = TypeVar("S_contra", contravariant=True)
-AsyncSessionT = TypeVar("AsyncSessionT", bound=AsyncSession)
-SessionT = TypeVar("SessionT", bound=Session)
+# None, because ``session: AsyncSession | None = None`` takes a session as well.
+AsyncSessionT = TypeVar("AsyncSessionT", bound=AsyncSession | None)
+SessionT = TypeVar("SessionT", bound=Session | None)
 
 
 class Injected(Protocol[S_contra, P, R_co]):
@@ -44,6 +45,12 @@ class InjectedMethod(Protocol[T_contra, S_contra, P, R_co]):
         self, owner: T_contra, session: S_contra, /, *args: P.args, **kwargs: P.kwargs
     ) -> R_co: ...
 
+    # Type checkers ignore ``@classmethod`` above an object, so a first parameter that is a class
+    # tells them.
+    @overload
+    def __get__(
+        self: InjectedMethod[type[Any], S_contra, P, R_co], instance: object, owner: Any
+    ) -> Injected[S_contra, P, R_co]: ...
     @overload
     def __get__(
         self, instance: None, owner: Any
