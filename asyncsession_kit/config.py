@@ -10,12 +10,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
 
 from .errors import ConfigurationError
 
+# What a scope does where another is open around it.
+Propagation = Literal["join", "new", "nested", "mandatory", "never"]
 EventListener = Callable[..., object]
 
 # A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.

@@ -23,7 +23,7 @@ from .._engines import (
 from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import Propagation, ScopeOptions, check_scope, get_session_config
 from ..errors import ConfigurationError
 from .scope import AsyncSessionScope
 from .turn import async_begin
@@ -117,6 +117,7 @@ class AsyncDatabase:
         state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
+        state.engine = engine
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
@@ -125,6 +126,8 @@ class AsyncDatabase:
         name: str | None = None,
         session: AsyncSession | None = None,
         read_only: bool | None = None,
+        propagation: Propagation = "join",
+        durable: bool = False,
         **options: Unpack[ScopeOptions],
     ) -> AsyncSessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
@@ -133,7 +136,14 @@ class AsyncDatabase:
         """
         check_scope(options, read_only)
         return AsyncSessionScope(
-            self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
+            self,
+            options,
+            name=name,
+            session=session,
+            read_only=read_only,
+            origin=caller_origin(1),
+            propagation=propagation,
+            durable=durable,
         )
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> AsyncSession:

@@ -8,7 +8,7 @@ from .._ambient import async_ambient
 from .._callsite import caller_origin
 from .._state import SessionState
 from .._types import AsyncSession
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import Propagation, ScopeOptions, check_scope, get_session_config
 from ..databases import async_database_named
 from .scope import AsyncSessionScope
 
@@ -19,6 +19,8 @@ def async_session_scope(
     database: str | None = None,
     session: AsyncSession | None = None,
     read_only: bool | None = None,
+    propagation: Propagation = "join",
+    durable: bool = False,
     **options: Unpack[ScopeOptions],
 ) -> AsyncSessionScope:
     """Return a scope: it opens a session on entry, and commits or rolls back, and closes, on exit.
@@ -40,6 +42,8 @@ def async_session_scope(
         session=session,
         read_only=read_only,
         origin=caller_origin(1),
+        propagation=propagation,
+        durable=durable,
     )
 
 

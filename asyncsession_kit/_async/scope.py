@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import SessionTransaction
 
 from .._ambient import async_ambient
 from .._callsite import Origin, describe
 from .._concurrency import async_carry, async_run_core, is_carried, logger
-from .._propagation import Decision, decide, refuse_conflicts, refuse_options_with_session
+from .._hooks import async_run_at_end, async_run_before_commit
+from .._outcome import Outcome
+from .._propagation import (
+    Decision,
+    check_propagation,
+    decide,
+    refuse_conflicts,
+    refuse_options_with_session,
+)
 from .._session import (
     KitSession,
+    begin_savepoint,
     close_core,
     commit_and_close,
     core_of_async_session,
     given_async_session,
+    release_savepoint,
     rollback_and_close,
+    rollback_savepoint,
 )
-from .._state import Outcome, SessionState
+from .._state import SessionState
 from .._types import AsyncSession
 from ..config import ScopeOptions, get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
@@ -39,11 +53,14 @@ class AsyncSessionScope:
         "_core",
         "_database",
         "_decision",
+        "_durable",
         "_ending",
         "_given",
         "_options",
         "_origin",
+        "_propagation",
         "_read_only",
+        "_savepoint",
         "_session",
         "is_open",
         "name",
@@ -60,7 +77,10 @@ class AsyncSessionScope:
         session: AsyncSession | None,
         read_only: bool | None,
         origin: Origin,
+        propagation: str = "join",
+        durable: bool = False,
     ) -> None:
+        check_propagation(propagation, durable)
         self.name = name
         self.outer: AsyncSessionScope | None = None
         self.state: SessionState | None = None
@@ -70,6 +90,9 @@ class AsyncSessionScope:
         self._given = session
         self._read_only = read_only
         self._origin = origin
+        self._propagation = propagation
+        self._durable = durable
+        self._savepoint: SessionTransaction | None = None
         self._decision = Decision.OPEN
         self._session: AsyncSession | None = None
         self._core: KitSession | None = None
@@ -86,6 +109,11 @@ class AsyncSessionScope:
     def session(self) -> AsyncSession | None:
         """Return the open session, or None before and after."""
         return self._session
+
+    @property
+    def core(self) -> KitSession | None:
+        """Return what SQLAlchemy drives under the open session, or None before and after."""
+        return self._core
 
     @property
     def outcome(self) -> Outcome | None:
@@ -116,15 +144,33 @@ class AsyncSessionScope:
             )
         if self._given is not None:
             self._use(self._given)
-        elif decide((around := async_ambient.find(self._database)) is not None) is Decision.JOIN:
-            self._join(around.state, around.session)
         else:
-            self._open()
+            self._enter(async_ambient.find(self._database))
+        if self._decision is Decision.SAVEPOINT:
+            await self._begin_savepoint()
         self.is_open = True
         if self.state is not None:
             async_ambient.push(self)
         assert self._session is not None
         return self._session
+
+    def _enter(self, around: AsyncSessionScope | None) -> None:
+        outer = None if around is None else around.state
+        self._decision = decide(self._propagation, self._durable, outer)
+        if around is None or outer is None or self._decision is Decision.OPEN:
+            self._open()
+            return
+        assert around.session is not None
+        self._join(outer, around.session)
+
+    async def _begin_savepoint(self) -> None:
+        assert self._session is not None and self.state is not None
+        try:
+            self._savepoint = await async_run_core(self._session, begin_savepoint)
+        except BaseException:
+            # The body will not run; what the attempt did to the transaction is the outer's to see.
+            self.state.joined -= 1
+            raise
 
     def _use(self, session: AsyncSession) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
@@ -132,6 +178,7 @@ class AsyncSessionScope:
         if state is not None:
             self._database = state.database
         if state is not None and state.scoped:
+            self._decision = Decision.JOIN
             self._join(state, session)
             return
         refuse_options_with_session(self._options, self._read_only)
@@ -140,7 +187,6 @@ class AsyncSessionScope:
 
     def _join(self, state: SessionState, session: AsyncSession) -> None:
         refuse_conflicts(state, self._options, self._read_only)
-        self._decision = Decision.JOIN
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_async_session(session)
@@ -170,7 +216,7 @@ class AsyncSessionScope:
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
         if self._decision is not Decision.OPEN:
-            self._leave_joined(exc)
+            await self._leave_joined(exc)
             return
         state, core = self.state, self._core
         assert state is not None and core is not None
@@ -190,21 +236,61 @@ class AsyncSessionScope:
             normally = exc is None
         finally:
             self._leave(state, normally)
+            if state.hooks is not None and self._ending is not None:
+                await async_run_at_end(state.hooks, self._ending)
 
-    def _leave_joined(self, exc: BaseException | None) -> None:
+    async def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
-        if self.state is not None and self._core is not None:
-            self.state.joined = max(0, self.state.joined - 1)
-            if exc is not None:
-                self._core.kit_mark_failed(self.name or describe(self._origin), exc)
-                self._ending = Outcome.ROLLED_BACK
-        self._forget()
+        try:
+            if self.state is not None and self._core is not None:
+                self.state.joined = max(0, self.state.joined - 1)
+                if self._savepoint is not None:
+                    await self._end_savepoint(self.state, self._savepoint, exc)
+                elif exc is not None:
+                    self._mark_failed(exc)
+        finally:
+            self._forget()
+
+    def _mark_failed(self, exc: BaseException) -> None:
+        assert self._core is not None
+        self._core.kit_mark_failed(self.name or describe(self._origin), exc)
+        self._ending = Outcome.ROLLED_BACK
+
+    async def _end_savepoint(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException | None
+    ) -> None:
+        """Release the savepoint, or roll back to it, which undoes what failed in it."""
+        assert self._session is not None
+        if exc is None:
+            try:
+                await async_run_core(self._session, partial(release_savepoint, savepoint))
+            except BaseException as error:
+                await self._roll_back_to(state, savepoint, error)
+                raise
+        else:
+            await self._roll_back_to(state, savepoint, exc)
+
+    async def _roll_back_to(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException
+    ) -> None:
+        assert self._session is not None
+        self._ending = Outcome.ROLLED_BACK
+        limit = state.config.cleanup_timeout
+        step = partial(rollback_savepoint, savepoint)
+        try:
+            done = await async_carry(self._session, step, patience=limit, grace=limit)
+        except Exception as error:
+            logger.warning("rolling back to a savepoint failed: %s", type(error).__name__)
+            done = False
+        if not done:
+            # What it held may still be in the transaction, which therefore must not be committed.
+            self._mark_failed(exc)
 
     def suspend(self) -> None:
         """Stop being the open scope: a generator's caller runs until ``resume``."""
         self.is_open = False
         async_ambient.pop(self)
-        if self._decision is Decision.JOIN and self.state is not None:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT) and self.state is not None:
             self.state.joined -= 1
 
     def resume(self) -> None:
@@ -212,7 +298,7 @@ class AsyncSessionScope:
         self.is_open = True
         if self.state is None:
             return
-        if self._decision is Decision.JOIN:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT):
             self.state.joined += 1
         else:
             self.state.take_over()
@@ -222,6 +308,8 @@ class AsyncSessionScope:
         """Commit; in a task of its own if the scope may have written."""
         assert self._session is not None
         try:
+            if state.hooks is not None:
+                await async_run_before_commit(state.hooks)
             if core.kit_may_have_written():
                 grace = state.config.commit_grace
                 await async_carry(self._session, commit_and_close, patience=None, grace=grace)

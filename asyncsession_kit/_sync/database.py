@@ -24,7 +24,7 @@ from .._engines import (
 from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import Propagation, ScopeOptions, check_scope, get_session_config
 from ..errors import ConfigurationError
 from .scope import SessionScope
 from .turn import begin
@@ -118,6 +118,7 @@ class Database:
         state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
+        state.engine = engine
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
@@ -126,6 +127,8 @@ class Database:
         name: str | None = None,
         session: Session | None = None,
         read_only: bool | None = None,
+        propagation: Propagation = "join",
+        durable: bool = False,
         **options: Unpack[ScopeOptions],
     ) -> SessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
@@ -134,7 +137,14 @@ class Database:
         """
         check_scope(options, read_only)
         return SessionScope(
-            self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
+            self,
+            options,
+            name=name,
+            session=session,
+            read_only=read_only,
+            origin=caller_origin(1),
+            propagation=propagation,
+            durable=durable,
         )
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> Session:

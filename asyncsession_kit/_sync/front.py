@@ -9,7 +9,7 @@ from .._ambient import ambient
 from .._callsite import caller_origin
 from .._state import SessionState
 from .._types import Session
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import Propagation, ScopeOptions, check_scope, get_session_config
 from ..databases import database_named
 from .scope import SessionScope
 
@@ -20,6 +20,8 @@ def session_scope(
     database: str | None = None,
     session: Session | None = None,
     read_only: bool | None = None,
+    propagation: Propagation = "join",
+    durable: bool = False,
     **options: Unpack[ScopeOptions],
 ) -> SessionScope:
     """Return a scope: it opens a session on entry, and commits or rolls back, and closes, on exit.
@@ -41,6 +43,8 @@ def session_scope(
         session=session,
         read_only=read_only,
         origin=caller_origin(1),
+        propagation=propagation,
+        durable=durable,
     )
 
 
