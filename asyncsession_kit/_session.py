@@ -74,6 +74,8 @@ class KitSession(Session):
                 f"{bind!r} is not the engine of this session; a transaction has one database:"
                 " open a scope of the other"
             )
+        if state.enclosing and state.connection is None and state.holders is not None:
+            state.holders.wait(state)
         if state.level < WRITE:
             state.level = max(state.level, statement_level(arguments.get("clause")))
         return super().get_bind(mapper, **arguments)
@@ -246,6 +248,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if transaction.nested:
         return
     state.connection = conn
+    if state.holders is not None:
+        state.holders.take(state)
     if (on_begin := session.kit_on_begin) is not None:
         on_begin(session, conn)
     if state.hooks is not None:

@@ -17,6 +17,7 @@ from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 
 if TYPE_CHECKING:
+    from ._holders import Holders
     from ._hooks import Hooks
 
 
@@ -56,8 +57,10 @@ class SessionState:
         "config",
         "connection",
         "database",
+        "enclosing",
         "engine",
         "flush_error",
+        "holders",
         "hooks",
         "joined",
         "level",
@@ -79,6 +82,8 @@ class SessionState:
         self.scoped = False
         self.database: Any = None
         self.engine: Any = None
+        self.enclosing = False
+        self.holders: Holders | None = None
         self.hooks: Hooks | None = None
         self.level = NOTHING
         self.connection: Connection | None = None
@@ -136,6 +141,8 @@ class SessionState:
             self.commits += self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)
+        if self.holders is not None:
+            self.holders.leave(self)
         self.connection = None
         self.level = NOTHING
         self.committing = self.committed = False

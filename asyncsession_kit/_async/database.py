@@ -20,6 +20,7 @@ from .._engines import (
     prepare,
     read_only_options,
 )
+from .._holders import Holders
 from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
@@ -57,6 +58,7 @@ class AsyncDatabase:
         self._lock = Lock()
         self._engine: AsyncEngine | None = None
         self._read_only: AsyncEngine | None = None
+        self._holders: Holders | None = None
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -86,7 +88,9 @@ class AsyncDatabase:
         with self._lock:
             if self._engine is None:
                 engine = async_engine_of(self._source) or self._create()
-                self._limits = prepare(unwrap_async_engine(engine), self._source, async_begin)
+                core = unwrap_async_engine(engine)
+                self._limits = prepare(core, self._source, async_begin)
+                self._holders = self._source.holders(core)
                 self._engine = engine
             return self._engine
 
@@ -118,6 +122,7 @@ class AsyncDatabase:
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
         state.engine = engine
+        state.holders = self._holders
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(

@@ -21,6 +21,7 @@ from .._engines import (
     read_only_options,
     source_target,
 )
+from .._holders import Holders
 from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
@@ -58,6 +59,7 @@ class Database:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._read_only: Engine | None = None
+        self._holders: Holders | None = None
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -87,7 +89,9 @@ class Database:
         with self._lock:
             if self._engine is None:
                 engine = engine_of(self._source) or self._create()
-                self._limits = prepare(unwrap_engine(engine), self._source, begin)
+                core = unwrap_engine(engine)
+                self._limits = prepare(core, self._source, begin)
+                self._holders = self._source.holders(core)
                 self._engine = engine
             return self._engine
 
@@ -119,6 +123,7 @@ class Database:
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
         state.engine = engine
+        state.holders = self._holders
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(

@@ -160,6 +160,8 @@ class SessionScope:
         self._decision = decide(self._propagation, self._durable, outer)
         if around is None or outer is None or self._decision is Decision.OPEN:
             self._open()
+            assert self.state is not None
+            self.state.enclosing = outer is not None
             return
         assert around.session is not None
         self._join(outer, around.session)

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from asyncsession_kit import (
     AsyncDatabase,
     ConfigurationError,
+    PoolDeadlockError,
     PropagationError,
     UnexpectedRollbackError,
     current_async_session,
@@ -76,6 +77,24 @@ async def test_a_failed_new_scope_leaves_the_outer_one_alone(pg: AsyncDatabase) 
                 await other.flush()
                 raise BodyFailed
     assert await names(pg) == ["outer"]
+
+
+async def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None:
+    """With the last connection held by the outer scope, new is refused at once, naming the holder."""
+    db = AsyncDatabase(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=30)
+    await db.create_all(Base.metadata)
+    async with db.session_scope() as session:
+        session.add(Account(name="outer"))
+        await session.flush()
+        with pytest.raises(PoolDeadlockError, match=r"held by .*test_propagation\.py"):
+            async with db.session_scope(propagation="new") as other:
+                await other.execute(select(Account))
+    async with db.session_scope() as session:
+        async with db.session_scope(propagation="new") as other:
+            other.add(Account(name="inner"))
+        session.add(Account(name="last"))
+    assert await names(db) == ["inner", "last", "outer"]
+    await db.dispose()
 
 
 # --- nested ----------------------------------------------------------------------------------------

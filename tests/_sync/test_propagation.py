@@ -11,6 +11,7 @@ from sqlalchemy import select
 from asyncsession_kit import (
     ConfigurationError,
     Database,
+    PoolDeadlockError,
     PropagationError,
     UnexpectedRollbackError,
     current_session,
@@ -77,6 +78,24 @@ def test_a_failed_new_scope_leaves_the_outer_one_alone(pg: Database) -> None:
                 other.flush()
                 raise BodyFailed
     assert names(pg) == ["outer"]
+
+
+def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None:
+    """With the last connection held by the outer scope, new is refused at once, naming the holder."""
+    db = Database(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=30)
+    db.create_all(Base.metadata)
+    with db.session_scope() as session:
+        session.add(Account(name="outer"))
+        session.flush()
+        with pytest.raises(PoolDeadlockError, match=r"held by .*test_propagation\.py"):
+            with db.session_scope(propagation="new") as other:
+                other.execute(select(Account))
+    with db.session_scope() as session:
+        with db.session_scope(propagation="new") as other:
+            other.add(Account(name="inner"))
+        session.add(Account(name="last"))
+    assert names(db) == ["inner", "last", "outer"]
+    db.dispose()
 
 
 # --- nested ----------------------------------------------------------------------------------------
