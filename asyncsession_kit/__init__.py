@@ -15,7 +15,13 @@ from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.scope import SessionScope
-from .config import ScopeOptions, SessionConfig, configure_session, get_session_config
+from .config import (
+    ScopeOptions,
+    ScopeSettings,
+    SessionConfig,
+    configure_session,
+    get_session_config,
+)
 from .databases import (
     DatabaseEntry,
     async_dispose_database,
@@ -60,6 +66,7 @@ __all__ = [
     "PropagationError",
     "ReadOnlyTransactionError",
     "ScopeOptions",
+    "ScopeSettings",
     "ServerUnavailableError",
     "SessionClosedError",
     "SessionConfig",

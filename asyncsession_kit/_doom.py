@@ -7,8 +7,6 @@ with the connection until a rollback undoes it, and a COMMIT is refused.
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 from sqlalchemy import Connection, Engine, NestedTransaction, event
 from sqlalchemy.engine import ExceptionContext
 
@@ -19,23 +17,17 @@ from ._drivers import raised_by_server
 class Doom:
     """Is the failure of one connection's transaction: the error, where, and in which savepoint."""
 
-    __slots__ = ("error", "origin", "released", "savepoint")
+    __slots__ = ("error", "origin", "savepoint")
 
     def __init__(self, error: BaseException, savepoint: NestedTransaction | None) -> None:
         self.error = error
         self.origin: Origin | None = user_origin()
         self.savepoint = savepoint
-        self.released = False
-
-    def innermost(self, connection: Connection) -> NestedTransaction | None:
-        """Return the savepoint whose rollback undoes the failure; None for the whole only."""
-        if self.released:
-            # RELEASE handed the failure on to what encloses the savepoint.
-            self.savepoint, self.released = connection.get_nested_transaction(), False
-        return self.savepoint
 
 
-_doomed: WeakKeyDictionary[Connection, Doom] = WeakKeyDictionary()
+# Kept on the connection itself: the error's traceback refers to it, so that a table of connections,
+# weak or not, would keep both for ever.
+_DOOM = "_asyncsession_kit_doom"
 
 
 def watch_errors(engine: Engine) -> None:
@@ -45,42 +37,50 @@ def watch_errors(engine: Engine) -> None:
 
 def doom_of(connection: Connection | None) -> Doom | None:
     """Return the failure that forbids this connection to commit, or None."""
-    if not _doomed or connection is None:
-        return None
-    return _doomed.get(connection)
+    return getattr(connection, _DOOM, None)
 
 
 def _remember(context: ExceptionContext) -> None:
     connection = context.connection
-    if connection is None or connection in _doomed or not _leaves_damage(context):
+    if connection is None or doom_of(connection) is not None or not _leaves_damage(context):
         return
     error = context.sqlalchemy_exception or context.original_exception
-    _doomed[connection] = Doom(error, connection.get_nested_transaction())
+    setattr(connection, _DOOM, Doom(error, connection.get_nested_transaction()))
     # Listening on this one connection, and only now, keeps all others free of engine events.
     event.listen(connection, "rollback_savepoint", _on_rollback_savepoint)
     event.listen(connection, "release_savepoint", _on_release_savepoint)
 
 
 def _leaves_damage(context: ExceptionContext) -> bool:
-    """Tell whether a statement was lost or half done; an error at COMMIT speaks for itself."""
-    if context.statement is None or not isinstance(context.original_exception, Exception):
+    """Tell whether a statement was lost or half done.
+
+    An error at COMMIT speaks for itself, and one before there was an execution sent nothing:
+    neither has an execution context.
+    """
+    execution, error = context.execution_context, context.original_exception
+    if execution is None or not isinstance(error, Exception):
         return False
-    execution = context.execution_context
-    batch = execution is not None and execution.executemany
-    return context.is_disconnect or batch or raised_by_server(context.original_exception)
+    if context.is_disconnect or execution.executemany:
+        return True
+    return raised_by_server(error, context.dialect.driver)
 
 
 def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> None:
-    doom = _doomed.get(connection)
-    if doom is None or (savepoint := doom.innermost(connection)) is None:
-        return
-    current = connection.get_nested_transaction()
-    # A savepoint made after the failure cannot undo it; the failed one or an enclosing one can.
-    if current is savepoint or not savepoint.is_active:
-        del _doomed[connection]
+    doom = doom_of(connection)
+    if doom is not None and _enclosing(doom.savepoint, name) is not None:
+        delattr(connection, _DOOM)
 
 
 def _on_release_savepoint(connection: Connection, name: str, context: None) -> None:
-    doom = _doomed.get(connection)
-    if doom is not None and doom.innermost(connection) is connection.get_nested_transaction():
-        doom.released = True
+    doom = doom_of(connection)
+    if doom is not None and (released := _enclosing(doom.savepoint, name)) is not None:
+        # RELEASE hands the failure on to what encloses the savepoint; so does one that fails.
+        doom.savepoint = released._previous_nested
+
+
+def _enclosing(savepoint: NestedTransaction | None, name: str) -> NestedTransaction | None:
+    """Return the savepoint of that name, if it is this one or encloses it."""
+    # Neither the name nor what encloses a savepoint is public.
+    while savepoint is not None and savepoint._savepoint != name:
+        savepoint = savepoint._previous_nested
+    return savepoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -43,25 +44,37 @@ IN_TRANSACTION: Mapping[str, InTransaction] = MappingProxyType(
 )
 
 
-# Drivers whose exceptions carry a code exactly when the server (or SQLite's engine) raised them.
-_CODED = ("asyncpg", "psycopg", "psycopg2", "sqlite3", "aiosqlite")
-_MYSQL = ("asyncmy", "aiomysql", "pymysql")
+def is_locked(error: sqlite3.Error) -> bool:
+    """Tell whether SQLite gave up because somebody else has the file locked."""
+    # The low byte is the primary code; an error that Python raised has none.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def raised_by_server(error: BaseException) -> bool:
-    """Tell whether the server (or SQLite's engine) raised this driver error.
+# Where exceptions carry a code exactly when the server, or SQLite itself, raised them.
+_CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "asyncpg": "sqlstate",
+        "psycopg": "sqlstate",
+        "psycopg2": "pgcode",
+        "aiosqlite": "sqlite_errorcode",
+        "pysqlite": "sqlite_errorcode",
+    }
+)
+_MYSQL = frozenset({"asyncmy", "aiomysql", "pymysql"})
+
+
+def raised_by_server(error: Exception, driver: str) -> bool:
+    """Tell whether the server (or SQLite itself) raised what this driver raised for a statement.
 
     An error of a driver that is not known counts as the server's: dooming too much is loud, dooming
     too little loses work.
     """
-    # SQLAlchemy's adapter classes live in modules named after the driver.
-    modules = type(error).__module__.split(".")
-    if any(name in modules for name in _MYSQL):
+    if isinstance(error, OSError):
+        # The link broke, or the driver's own time-out: builtins.TimeoutError is an OSError too.
+        return True
+    if driver in _MYSQL:
         return _is_server_errno(error.args)
-    if any(name in modules for name in _CODED):
-        codes = ("sqlite_errorcode", "sqlstate", "pgcode")
-        return any(getattr(error, code, None) is not None for code in codes)
-    return True
+    return driver not in _CODES or getattr(error, _CODES[driver], None) is not None
 
 
 def _is_server_errno(arguments: tuple[object, ...]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypedDict
 from weakref import WeakKeyDictionary
@@ -208,12 +209,10 @@ class EngineSource:
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine) -> Holders | None:
-        """Return the register of who holds its connections; None where their number is not known."""
+        """Return the register of who holds connections; None where their number is not known."""
         if self.engine is not None:
             return None
-        holders = Holders(
-            engine, self.options.get("pool_size"), self.options.get("max_overflow")
-        )
+        holders = Holders(engine, self.options.get("pool_size"), self.options.get("max_overflow"))
         return None if holders.capacity is None else holders
 
     def remove_private_file(self) -> None:
@@ -259,6 +258,26 @@ def async_source_target(source: EngineSource) -> EngineTarget:
 def source_target(source: EngineSource) -> EngineTarget:
     """Return the URL and arguments for the driver of threads."""
     return engine_target(source.url)
+
+
+@contextmanager
+def making_engine(source: EngineSource) -> Iterator[None]:
+    """Say what is wrong where SQLAlchemy refuses the options or the driver does not load.
+
+    :raises ConfigurationError: in place of what was raised inside.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the driver for {source.text} is installed and cannot be imported ({error});"
+            " install it again, with what it needs, or name another one in the URL"
+        ) from error
+    except (TypeError, sa_exc.ArgumentError) as error:
+        raise ConfigurationError(
+            f"an engine for {source.text} cannot be made with {', '.join(sorted(source.options))}:"
+            f" {error}"
+        ) from error
 
 
 def check_handed_over(engine: Engine | AsyncEngine) -> None:

@@ -5,10 +5,38 @@ The pair is written by hand, because only a thread's generator can return a valu
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
+from ._ambient import Ambient, ambient, async_ambient
 from ._injection import Place
+
+
+class _Sides:
+    """Keeps apart what the body of a generator has open, and what its caller has.
+
+    That holds for a scope of the body's own too, which it may leave open at a ``yield``.
+    """
+
+    __slots__ = ("_innermost", "_inside", "_outside", "_scope")
+
+    def __init__(self, ambient: Ambient, scope: Any) -> None:
+        self._scope = scope
+        self._innermost = ambient._innermost
+        self._outside = self._inside = self._innermost.get()
+
+    def leave(self) -> None:
+        """Let the caller see what it has open itself."""
+        self._inside = self._innermost.get()
+        self._innermost.set(self._outside)
+        self._scope.suspend()
+
+    def enter(self) -> None:
+        """Let the body see what it had open, in whichever context it goes on."""
+        self._outside = self._innermost.get()
+        self._scope.resume()
+        self._innermost.set(self._inside)
 
 
 def async_generating(
@@ -17,32 +45,51 @@ def async_generating(
     """Return the generator function that opens a scope around the body of ``function``."""
 
     async def generate(*arguments: Any, **keywords: Any) -> AsyncGenerator[Any, Any]:
-        given = place.given(arguments, keywords)
+        given, arguments = place.take(arguments, keywords)
         scope = open_scope(given)
+        sides = _Sides(async_ambient, scope)
         async with scope as session:
-            if given is None:
-                arguments, keywords = place.put(session, arguments, keywords)
+            arguments, keywords = place.put(session, arguments, keywords)
             body = function(*arguments, **keywords)
             try:
-                item = await anext(body)
+                item = await _first(body)
                 while True:
-                    scope.suspend()
+                    sides.leave()
                     try:
                         sent = yield item
                     except GeneratorExit:
-                        scope.resume()
+                        sides.enter()
                         await body.aclose()
                         raise
                     except BaseException as error:
-                        scope.resume()
+                        sides.enter()
                         item = await body.athrow(error)
                     else:
-                        scope.resume()
+                        sides.enter()
                         item = await body.asend(sent)
             except StopAsyncIteration:
                 pass
 
     return generate
+
+
+def _first(body: Any) -> Awaitable[Any]:
+    """Start the body, unknown to the event loop.
+
+    A loop that shuts down closes each generator it knows in a task of its own, all at once; the
+    body is closed by the generator around it, inside the scope.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_to_the_outer)
+    try:
+        first: Awaitable[Any] = anext(body)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    return first
+
+
+def _leave_to_the_outer(body: object) -> None:
+    """Do nothing about a body that is collected together with the generator around it."""
 
 
 def generating(
@@ -51,27 +98,27 @@ def generating(
     """Return the generator function that opens a scope around the body of ``function``."""
 
     def generate(*arguments: Any, **keywords: Any) -> Generator[Any, Any, Any]:
-        given = place.given(arguments, keywords)
+        given, arguments = place.take(arguments, keywords)
         scope = open_scope(given)
+        sides = _Sides(ambient, scope)
         with scope as session:
-            if given is None:
-                arguments, keywords = place.put(session, arguments, keywords)
+            arguments, keywords = place.put(session, arguments, keywords)
             body = function(*arguments, **keywords)
             try:
                 item = next(body)
                 while True:
-                    scope.suspend()
+                    sides.leave()
                     try:
                         sent = yield item
                     except GeneratorExit:
-                        scope.resume()
+                        sides.enter()
                         body.close()
                         raise
                     except BaseException as error:
-                        scope.resume()
+                        sides.enter()
                         item = body.throw(error)
                     else:
-                        scope.resume()
+                        sides.enter()
                         item = body.send(sent)
             except StopIteration as stop:
                 return stop.value

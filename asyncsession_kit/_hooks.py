@@ -1,8 +1,8 @@
 """Callables that run as the transactions of a scope begin and end.
 
 They belong to the session of the innermost open scope.  Those for the end are bound to the
-transaction in which they were registered, dropped with a savepoint that is rolled back, and run once
-the outermost scope has ended and the connection went back.
+transaction in which they were registered, dropped with a savepoint that is rolled back, and run
+once the outermost scope has ended and the connection went back.
 """
 
 from __future__ import annotations
@@ -173,9 +173,7 @@ def run_at_begin(hooks: Hooks, engine: AsyncEngine | None, connection: Connectio
         raise
 
 
-def _begin_one(
-    fn: Callable[..., Any], engine: AsyncEngine | None, connection: Connection
-) -> None:
+def _begin_one(fn: Callable[..., Any], engine: AsyncEngine | None, connection: Connection) -> None:
     if engine is None or not inspect.iscoroutinefunction(fn):
         fn(connection)
         return

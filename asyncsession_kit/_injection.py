@@ -6,12 +6,14 @@ checkers only) does not hide the others.
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin
+from functools import partial
+from typing import Annotated, Any, ForwardRef, NoReturn, Union, get_args, get_origin
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -29,7 +31,9 @@ class Colour:
     decorator: str
     other_decorator: str
     session: type[Any]
+    other_session: type[Any]
     calls: str
+    other_calls: str
     is_plain: Callable[[object], bool]
     is_generator: Callable[[object], bool]
 
@@ -46,7 +50,9 @@ async_colour = Colour(
     decorator="async_with_session",
     other_decorator="with_session",
     session=AsyncSession,
-    calls="async def",
+    other_session=Session,
+    calls="an async def",
+    other_calls="a plain def",
     is_plain=inspect.iscoroutinefunction,
     is_generator=inspect.isasyncgenfunction,
 )
@@ -54,7 +60,9 @@ colour = Colour(
     decorator="with_session",
     other_decorator="async_with_session",
     session=Session,
-    calls="def",
+    other_session=AsyncSession,
+    calls="a plain def",
+    other_calls="an async def",
     is_plain=_is_blocking,
     is_generator=inspect.isgeneratorfunction,
 )
@@ -62,29 +70,56 @@ colour = Colour(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Is the parameter that takes the session; ``index`` is None for a keyword-only one."""
+    """Is the parameter that takes the session; ``signature`` is the function's without it."""
 
     name: str
+    # None for a keyword-only one.
     index: int | None
+    by_position_only: bool
     session: type[Any]
     signature: inspect.Signature
 
-    def given(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        """Return the session that the caller passed, or None."""
-        if (value := keywords.get(self.name)) is not None:
-            return value
-        if self.index is None or len(arguments) <= self.index:
-            return None
-        value = arguments[self.index]
-        return value if isinstance(value, self.session) else None
+    def take(
+        self, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Take out the session that the caller passed; return it, or None, and the arguments.
+
+        A keyword is taken out of ``keywords`` itself.
+        """
+        index = self.index
+        if self.name in keywords and not self.by_position_only:
+            return keywords.pop(self.name), arguments
+        if index is None or len(arguments) <= index:
+            return None, arguments
+        value = arguments[index]
+        passed = isinstance(value, self.session)
+        # None stands for the session only where the others would be too many with it.
+        if passed or (value is None and not self._fits(arguments, keywords)):
+            return value, (*arguments[:index], *arguments[index + 1 :])
+        return None, arguments
+
+    def _fits(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        try:
+            self.signature.bind(*arguments, **keywords)
+        except TypeError:
+            return False
+        return True
 
     def put(
         self, session: object, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with the session in its place."""
+        """Return the arguments with the session in its place.
+
+        :raises TypeError: one before it is missing, where it cannot be passed by keyword.
+        """
         index = self.index
-        if index is None or len(arguments) < index or self.name in keywords:
-            return arguments, {**keywords, self.name: session}
+        if index is not None and len(arguments) < index and self.by_position_only:
+            bound = self.signature.bind(*arguments, **keywords)
+            bound.apply_defaults()
+            arguments, keywords = bound.args, bound.kwargs
+        if index is None or len(arguments) < index:
+            keywords[self.name] = session
+            return arguments, keywords
         return (*arguments[:index], session, *arguments[index:]), keywords
 
 
@@ -96,70 +131,92 @@ def find_place(function: Function, world: Colour) -> Place:
 
     :raises ConfigurationError: it is of the other world, or there is no place, or there are two.
     """
-    _refuse_no_function(function, world)
-    signature = _resolved(function)
-    _refuse_other_colour(function, world, signature)
-    by_type = [p for p in signature.parameters.values() if _takes_session(p.annotation, world)]
-    named = signature.parameters.get("session")
-    if len(by_type) > 1:
-        raise _refusal(
-            function,
-            world,
-            signature,
-            f"{' and '.join(p.name for p in by_type)} could both take the session; leave its annotation on one of them",
-        )
-    if by_type:
-        return _place(by_type[0], function, world, signature)
-    if named is not None and named.annotation in (inspect.Parameter.empty, Any):
-        return _place(named, function, world, signature)
-    fix = f"add a parameter session: {world.session.__name__}"
-    raise _refusal(function, world, signature, f"there is no place for the session; {fix}")
-
-
-def _place(
-    parameter: inspect.Parameter, function: Function, world: Colour, signature: inspect.Signature
-) -> Place:
+    signature = _signature(function, world)
+    names = _names_around(function)
+    signature = _resolved(signature, names)
+    refuse = partial(_refuse, function, world, signature)
+    _refuse_other_colour(_code_of(function), world, refuse)
+    parameter = _find_parameter(signature, names, world, refuse)
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         fix = f"add a parameter session: {world.session.__name__} of its own"
-        raise _refusal(function, world, signature, f"{parameter} cannot take the session; {fix}")
-    index = list(signature.parameters).index(parameter.name)
+        refuse(f"{parameter} cannot take the session; {fix}")
+    by_keyword = parameter.kind is parameter.KEYWORD_ONLY
     others = [p for p in signature.parameters.values() if p is not parameter]
     return Place(
         parameter.name,
-        None if parameter.kind is parameter.KEYWORD_ONLY else index,
+        None if by_keyword else list(signature.parameters).index(parameter.name),
+        parameter.kind is parameter.POSITIONAL_ONLY,
         world.session,
         signature.replace(parameters=others),
     )
 
 
-def _refuse_no_function(function: Function, world: Colour) -> None:
-    if inspect.isclass(function) or not callable(function):
-        raise ConfigurationError(
-            f"@{world.decorator} on {function!r}: that is not a function; decorate a function, a"
-            " method, or an object that can be called"
+def _find_parameter(
+    signature: inspect.Signature,
+    names: dict[str, Any],
+    world: Colour,
+    refuse: Callable[[str], NoReturn],
+) -> inspect.Parameter:
+    found = [p for p in signature.parameters.values() if _takes(p.annotation, world.session, names)]
+    if len(found) > 1:
+        both = " and ".join(parameter.name for parameter in found)
+        refuse(f"{both} could both take the session; leave its annotation on one of them")
+    if found:
+        return found[0]
+    named = signature.parameters.get("session")
+    if named is None or not _may_take(named.annotation, world, names):
+        fix = f"add a parameter session: {world.session.__name__}"
+        refuse(f"there is no place for the session; {fix}")
+    return named
+
+
+def _may_take(annotation: Any, world: Colour, names: dict[str, Any]) -> bool:
+    """Tell whether a parameter called ``session`` is meant: nothing says that it is another."""
+    if isinstance(annotation, str):
+        return not _takes(annotation, world.other_session, names)
+    return annotation in (inspect.Parameter.empty, Any)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+# Every function made by one of these has the code of the same inner function.
+_MANAGERS: tuple[Any, ...] = (contextmanager, asynccontextmanager)
+_MANAGER_NAMES = {make(_is_blocking).__code__: make.__name__ for make in _MANAGERS}
+
+
+def _signature(function: Function, world: Colour) -> inspect.Signature:
+    if callable(function) and not inspect.isclass(function):
+        # Some functions written in C have none.
+        with suppress(ValueError):
+            return inspect.signature(function)
+    raise ConfigurationError(
+        f"@{world.decorator} on {function!r}: that is not a function with a signature; decorate a"
+        " function, a method, or an object that can be called"
+    )
+
+
+def _refuse_other_colour(code: Any, world: Colour, refuse: Callable[[str], NoReturn]) -> None:
+    manager = _MANAGER_NAMES.get(code.__code__) if hasattr(code, "__code__") else None
+    if manager is not None:
+        refuse(
+            f"it makes a context manager, whose body runs when this call has ended; put @{manager}"
+            f" above @{world.decorator}"
         )
-
-
-def _refuse_other_colour(function: Function, world: Colour, signature: inspect.Signature) -> None:
-    if not world.fits(_code_of(function)):
+    if not world.fits(code):
         fix = f"use {world.other_decorator}, or make it {world.calls}"
-        raise _refusal(function, world, signature, f"it is not {world.calls}; {fix}")
+        refuse(f"it is {world.other_calls}; {fix}")
 
 
-def _refusal(
-    function: Function, world: Colour, signature: inspect.Signature, why: str
-) -> ConfigurationError:
+def _refuse(function: Function, world: Colour, signature: inspect.Signature, why: str) -> NoReturn:
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return ConfigurationError(f"@{world.decorator} on {name}{signature}: {why}")
+    raise ConfigurationError(f"@{world.decorator} on {name}{signature}: {why}")
 
 
 def _code_of(function: Any) -> Any:
     """Return the function behind a callable object or a partial."""
-    while hasattr(function, "func"):
-        function = function.func
-    if inspect.isroutine(function) or inspect.isclass(function):
-        return function
-    return type(function).__call__
+    while not inspect.isroutine(function):
+        function = function.func if isinstance(function, partial) else type(function).__call__
+    return function
 
 
 def is_generator(function: Function, world: Colour) -> bool:
@@ -170,9 +227,7 @@ def is_generator(function: Function, world: Colour) -> bool:
 # --- annotations ----------------------------------------------------------------------------------
 
 
-def _resolved(function: Function) -> inspect.Signature:
-    signature = inspect.signature(function)
-    names = _names_around(function)
+def _resolved(signature: inspect.Signature, names: dict[str, Any]) -> inspect.Signature:
     parameters = [
         parameter.replace(annotation=_resolve(parameter.annotation, names))
         for parameter in signature.parameters.values()
@@ -184,8 +239,17 @@ def _resolved(function: Function) -> inspect.Signature:
 def _names_around(function: Function) -> dict[str, Any]:
     """Return what the function's annotations may name: its globals, and what it closes over."""
     code = inspect.unwrap(_code_of(function))
-    enclosed = inspect.getclosurevars(code).nonlocals if inspect.isfunction(code) else {}
-    return {**getattr(code, "__globals__", {}), **enclosed}
+    if not hasattr(code, "__code__"):
+        return {}
+    names = dict(code.__globals__)
+    for name, cell in zip(code.__code__.co_freevars, code.__closure__ or (), strict=True):
+        # Not there yet: the function's own name, and the class that super() means.
+        with suppress(ValueError):
+            names[name] = cell.cell_contents
+    # Those of ``def f[T]()``, which Python 3.12 brought.
+    type_parameters = getattr(code, "__type_params__", ())
+    names.update((parameter.__name__, parameter) for parameter in type_parameters)
+    return names
 
 
 def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
@@ -198,22 +262,55 @@ def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
         return annotation
 
 
-def _takes_session(annotation: Any, world: Colour) -> bool:
+def _takes(annotation: Any, session: type[Any], names: dict[str, Any]) -> bool:
+    """Tell whether the annotation says the session class, a subclass, or one of them in a form."""
+    if isinstance(annotation, ForwardRef):
+        annotation = _resolve(annotation.__forward_arg__, names)
     if isinstance(annotation, str):
-        return _is_named_like(annotation, world.session.__name__)
+        return _reads_like(annotation, session.__name__)
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, world.session)
+        return issubclass(annotation, session)
+    if (alias := _value_of(annotation)) is not None:
+        return _takes(alias, session, names)
     if get_origin(annotation) is Annotated:
-        return _takes_session(get_args(annotation)[0], world)
+        return _takes(get_args(annotation)[0], session, names)
     if get_origin(annotation) in (Union, types.UnionType):
-        return any(_takes_session(argument, world) for argument in get_args(annotation))
+        return any(_takes(argument, session, names) for argument in get_args(annotation))
     return False
 
 
-def _is_named_like(text: str, name: str) -> bool:
-    """Tell whether an annotation that cannot be resolved names the session class."""
-    words = re.findall(r"[\w.]+", text)
-    return any(word.rpartition(".")[2] == name for word in words)
+def _value_of(annotation: Any) -> Any:
+    """Return what a ``type`` statement names, or None for any other annotation."""
+    try:
+        return annotation.__value__
+    except Exception:
+        # It is evaluated late, and may name what is imported for type checkers only.
+        return None
+
+
+def _reads_like(text: str, name: str) -> bool:
+    """Tell whether an annotation that cannot be resolved says the class of that name."""
+    try:
+        return _says(ast.parse(text, mode="eval").body, name)
+    except SyntaxError:
+        return False
+
+
+def _says(node: ast.expr, name: str) -> bool:
+    match node:
+        case ast.Name(id=word) | ast.Attribute(attr=word):
+            return word == name
+        case ast.Constant(value=str(text)):
+            return _reads_like(text, name)
+        case ast.BinOp(left=left, right=right):
+            return _says(left, name) or _says(right, name)
+        case ast.Subscript(value=form, slice=inner):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            if _says(form, "Annotated"):
+                return _says(parts[0], name)
+            is_union = _says(form, "Optional") or _says(form, "Union")
+            return is_union and any(_says(part, name) for part in parts)
+    return False
 
 
 # --- what the decorated function shows ------------------------------------------------------------

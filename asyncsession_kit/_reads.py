@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-from sqlalchemy import CompoundSelect, Select, TextClause
+from sqlalchemy import BindParameter, CompoundSelect, Select, TableClause, TextClause
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import ColumnClause
-from sqlalchemy.sql.expression import CTE, TextualSelect
-from sqlalchemy.sql.functions import Function, next_value
+from sqlalchemy.sql.expression import TextualSelect
+from sqlalchemy.sql.functions import Function, FunctionElement, next_value
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+from sqlalchemy.sql.selectable import AliasedReturnsRows, SelectStatementGrouping
+from sqlalchemy.sql.visitors import ExternallyTraversible
 
 # A read; something that looks like a read but may have effects; anything else.
 NOTHING, READ, OPAQUE, WRITE = range(4)
 
-_READING_WORDS = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "PRAGMA"})
-_WRITING = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|REPLACE|INTO|ANALYZE)\b", re.IGNORECASE)
+_READING_WORDS = frozenset(
+    {"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "PRAGMA", "DESCRIBE", "DESC"}
+)
+# A second statement counts: nobody looks at what it is.
+_WRITING = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|INTO|ANALYZE)\b|;\s*\S", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z]+")
-_COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+# Comments, what is quoted, and locks.
+_HARMLESS = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$"
+    r"|\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b",
+    re.DOTALL | re.IGNORECASE,
+)
+
+# What has nothing, or nothing but plain columns, in it.
+_LEAVES = (ColumnClause, BindParameter, TableClause)
+# A plain function that SQLAlchemy knows has a subclass of its own.
+_OPAQUE = frozenset({Function, next_value, TextClause})
 
 
 def statement_level(clause: object) -> int:
@@ -27,33 +42,63 @@ def statement_level(clause: object) -> int:
         return _select_level(clause)
     if isinstance(clause, TextClause):
         return _text_level(clause.text)
-    if isinstance(clause, FromStatement | TextualSelect):
-        return statement_level(clause.element)
     if isinstance(clause, CompoundSelect):
-        return max(statement_level(select) for select in clause.selects)
+        return max(map(statement_level, clause.selects))
+    if isinstance(clause, FromStatement | TextualSelect | SelectStatementGrouping):
+        return statement_level(clause.element)
+    if isinstance(clause, StatementLambdaElement):
+        return statement_level(clause._resolved)
+    if isinstance(clause, FunctionElement):
+        return _effects(clause)
     return WRITE
 
 
 def _select_level(select: Select[tuple[object, ...]]) -> int:
+    """Look where effects are found in practice, not at every element: this runs each time."""
+    level = READ
+    sources: set[object] = {*select._independent_ctes, *select._from_obj}
     for column in select.inner_columns:
-        if isinstance(column, ColumnClause):
-            if isinstance(column.table, CTE):
-                return statement_level(column.table.element)
-        elif _calls_function(visitors.iterate(column)):
-            return OPAQUE
+        if isinstance(column, ColumnClause) and not column.is_literal:
+            sources.add(column.table)
+        else:
+            level = max(level, _effects(column))
+    sources.update(join[0] for join in select._setup_joins)
+    level = max([level, *map(_source_level, sources)])
+    # A function among the conditions is nearly always a plain one, unlike a selected one.
+    hidden = any(_effects(criterion) == WRITE for criterion in select._where_criteria)
+    return WRITE if hidden else level
+
+
+def _source_level(source: object) -> int:
+    if isinstance(source, AliasedReturnsRows):
+        return _effects(source.element)
     return READ
 
 
-def _calls_function(elements: Iterable[visitors.ExternallyTraversible]) -> bool:
-    """Tell whether a function is called that SQLAlchemy does not know to be a plain one."""
-    return any(type(element) is Function or type(element) is next_value for element in elements)
+def _effects(element: ExternallyTraversible) -> int:
+    """Return the highest level of all that an element consists of."""
+    level, todo = READ, [element]
+    while todo:
+        element = todo.pop()
+        if isinstance(element, UpdateBase):
+            return WRITE
+        if _is_opaque(element):
+            level = OPAQUE
+        if not isinstance(element, _LEAVES):
+            todo.extend(element.get_children())
+    return level
+
+
+def _is_opaque(element: object) -> bool:
+    """Tell whether this is a function that SQLAlchemy does not know, or text that may call one."""
+    if isinstance(element, ColumnClause):
+        return element.is_literal and "(" in element.name
+    return type(element) in _OPAQUE
 
 
 def _text_level(text: str) -> int:
-    bare = _COMMENTS.sub(" ", text)
+    bare = _HARMLESS.sub(" ", text)
     word = _WORD.search(bare)
     if word is None or word.group().upper() not in _READING_WORDS or _WRITING.search(bare):
         return WRITE
     return OPAQUE
-
-

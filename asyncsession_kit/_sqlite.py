@@ -1,4 +1,4 @@
-"""SQLite as it should be: WAL, foreign keys, real transactions, one queue of writers, real files."""
+"""SQLite as it should be: WAL, foreign keys, real transactions, a queue of writers, real files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from ._drivers import IN_TRANSACTION
+from ._connect import translated_connect_errors
+from ._drivers import is_locked
 from ._session import KitSession
-from ._url import sqlite_file, with_sqlite_file
+from ._url import masked, sqlite_file, with_sqlite_file
 from ._writer_queue import Turn, WriterQueue, writer_queue
 from .errors import LockTimeoutError
 
@@ -28,7 +28,10 @@ READ_ONLY_OPTION = "asyncsession_kit_read_only"
 Begin = Callable[[Any, str, Turn | None, float], Any]
 
 _TURN = "asyncsession_kit_turn"
-_QUERY_ONLY = "asyncsession_kit_query_only"
+_CHANGED = "asyncsession_kit_changed"
+
+# How long SQLite waits for a lock before a cancellation, and our own limit, are looked at (ms).
+_SLICE = 50
 
 
 class PrivateFile:
@@ -75,6 +78,7 @@ def install(engine: Engine, busy_timeout: float, begin: Begin) -> None:
     profile = _Profile(engine, writer_queue(path or f":memory:{id(engine)}"), busy_timeout, begin)
     event.listen(engine, "connect", profile.on_connect)
     event.listen(engine, "begin", profile.on_begin)
+    event.listen(engine, "reset", profile.on_reset)
     for name in ("checkin", "invalidate", "detach"):
         event.listen(engine, name, _give_back)
 
@@ -88,106 +92,141 @@ class _Profile:
         self.queue = queue
         self.begin = begin
         self.busy_timeout = busy_timeout
-        self.in_transaction = IN_TRANSACTION[engine.driver]
+        self.is_async = engine.dialect.is_async
+        self.text = masked(engine.url)
+        self.is_unwritable = engine.url.query.get("mode") == "ro" or (
+            "immutable" in engine.url.query
+        )
+
+    # --- a connection -----------------------------------------------------------------------------
 
     def on_connect(self, dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-        """Set up a new connection; BEGIN is left to us, not to the driver."""
+        """Set up a new connection; BEGIN is left to us, not to the driver.
+
+        :raises LockTimeoutError: the file is not in WAL mode yet, and was in use all the time.
+        :raises ConnectionError: the file is no database, or cannot be written.
+        """
         dbapi_connection.isolation_level = None
-        cursor = dbapi_connection.cursor()
+        given = _asked(dbapi_connection, "PRAGMA busy_timeout") / 1000
+        if self.busy_timeout == BUSY_TIMEOUT:
+            # ?timeout= of the URL, which the driver has applied already; its default is the same.
+            self.busy_timeout = given
         try:
-            cursor.execute(f"PRAGMA busy_timeout = {round(self.busy_timeout * 1000)}")
-            cursor.execute("PRAGMA foreign_keys = ON")
-            _use_wal(cursor, self.busy_timeout)
-            cursor.execute("PRAGMA synchronous = NORMAL")
-        finally:
-            cursor.close()
+            with translated_connect_errors(self.text):
+                self._set_up(dbapi_connection)
+        except sqlite3.OperationalError as error:
+            if not is_locked(error):
+                raise
+            raise self._locked(error, "set up", phase="connect") from error
+
+    def _set_up(self, dbapi_connection: Any) -> None:
+        self._run(dbapi_connection, f"{self._defaults};PRAGMA foreign_keys = ON")
+        if self.is_unwritable:
+            return
+        # The switch needs the file for itself; once made, it stays with the file.
+        wal = f"PRAGMA busy_timeout = {_SLICE};PRAGMA journal_mode = WAL;{self._defaults}"
+        self._run(dbapi_connection, wal)
+        if _asked(dbapi_connection, "PRAGMA journal_mode") == "wal":
+            # Without WAL this could lose the file with the power, so it is left alone there.
+            self._run(dbapi_connection, "PRAGMA synchronous = NORMAL")
+
+    @property
+    def _defaults(self) -> str:
+        return f"PRAGMA query_only = 0;PRAGMA busy_timeout = {round(self.busy_timeout * 1000)}"
+
+    def on_reset(
+        self, dbapi_connection: Any, record: ConnectionPoolEntry | None, state: PoolResetState
+    ) -> None:
+        """Put a connection's settings back before anybody else gets it."""
+        if record is None or state.terminate_only or not state.asyncio_safe:
+            return
+        if record.info.pop(_CHANGED, False):
+            self._run(dbapi_connection, self._defaults)
+
+    # --- a transaction ----------------------------------------------------------------------------
 
     def on_begin(self, connection: Connection) -> None:
-        """Begin: at once as a writer, in turn, or deferred where the scope only reads."""
+        """Begin: at once as a writer, in turn, or deferred where the scope only reads.
+
+        :raises PoolDeadlockError, LockTimeoutError: the turn, or the file, was not to be had.
+        """
         options = connection.get_execution_options()
-        read_only = bool(options.get(READ_ONLY_OPTION))
         if options.get("isolation_level") == "AUTOCOMMIT":
             return
-        script = _begin_script(connection, read_only)
-        turn = None if read_only else self._turn(connection)
+        dbapi_connection, info = connection.connection.dbapi_connection, connection.info
+        # Stays where the script did not come to its end, and nobody knows how far it came.
+        info[_CHANGED] = True
         try:
-            self._run(connection, script, turn)
+            if options.get(READ_ONLY_OPTION):
+                self._run(dbapi_connection, "PRAGMA query_only = 1;BEGIN")
+            else:
+                self._run(dbapi_connection, self._begin_to_write, self._turn(connection))
+                del info[_CHANGED]
         except BaseException as error:
-            _return_turn(connection.info)
+            # SQLAlchemy would let it be used on, with no transaction around its statements.
+            connection.close()
             if isinstance(error, sqlite3.OperationalError):
-                raise _begin_error(error, self.queue.path, self.busy_timeout) from error
+                raise self._begin_error(error) from error
             raise
+
+    @property
+    def _begin_to_write(self) -> str:
+        # SQLite cannot be interrupted while it waits, so that it waits in slices.
+        slices = f"PRAGMA busy_timeout = {_SLICE};BEGIN IMMEDIATE"
+        return f"PRAGMA query_only = 0;{slices};{self._defaults}"
 
     def _turn(self, connection: Connection) -> Turn:
         driver_connection = connection.connection.driver_connection
-        turn = Turn(
+        turn = connection.info[_TURN] = Turn(
             self.queue,
-            blocking=not connection.dialect.is_async,
-            in_transaction=lambda: _asks(self.in_transaction, driver_connection),
+            blocking=not self.is_async,
+            in_transaction=lambda: _in_transaction(driver_connection),
         )
-        connection.info[_TURN] = turn
         return turn
 
-    def _run(self, connection: Connection, script: str, turn: Turn | None) -> None:
-        dbapi_connection: Any = connection.connection.dbapi_connection
+    def _run(self, dbapi_connection: Any, script: str, turn: Turn | None = None) -> None:
         limit = self.busy_timeout
-        if connection.dialect.is_async:
+        if self.is_async:
             dbapi_connection.run_async(lambda driver: self.begin(driver, script, turn, limit))
         else:
             self.begin(dbapi_connection, script, turn, limit)
 
+    def _begin_error(self, error: sqlite3.OperationalError) -> Exception:
+        if is_locked(error):
+            return self._locked(error, "write to")
+        return sa_exc.OperationalError("BEGIN", None, error)
 
-def _asks(in_transaction: Any, driver_connection: Any) -> bool:
+    def _locked(
+        self, error: sqlite3.OperationalError, what: str, phase: str = "statement"
+    ) -> LockTimeoutError:
+        return LockTimeoutError(
+            f"waited {self.busy_timeout:g} s to {what} {self.queue.path}, which another process (or"
+            " a connection in this one that is none of ours) holds locked",
+            orig=error,
+            errno=error.sqlite_errorcode,
+            phase=phase,
+        )
+
+
+def _asked(dbapi_connection: Any, question: str) -> Any:
+    cursor = dbapi_connection.cursor()
     try:
-        return bool(in_transaction(driver_connection))
+        cursor.execute(question)
+        return cursor.fetchone()[0]
+    finally:
+        cursor.close()
+
+
+def _in_transaction(driver_connection: Any) -> bool:
+    try:
+        return bool(driver_connection.in_transaction)
     except Exception:
         # Closed meanwhile: then nothing is open on it.
         return False
 
 
-def _begin_script(connection: Connection, read_only: bool) -> str:
-    """Return BEGIN, preceded by a change of ``query_only`` where the last user left the other."""
-    info = connection.info
-    change = ""
-    if info.get(_QUERY_ONLY, False) is not read_only:
-        change = f"PRAGMA query_only = {int(read_only)};"
-        info[_QUERY_ONLY] = read_only
-    return change + ("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _begin_error(error: sqlite3.OperationalError, path: str, seconds: float) -> Exception:
-    # The low byte is the primary code; SQLITE_BUSY is 5.
-    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-        return LockTimeoutError(
-            f"waited {seconds:g} s to write to {path}, which another process holds locked",
-            orig=error,
-            errno=error.sqlite_errorcode,
-        )
-    return sa_exc.OperationalError("BEGIN", None, error)
-
-
-def _use_wal(cursor: Any, seconds: float) -> None:
-    """Switch the file to WAL; processes that start together may have to take turns."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.fetchall()
-            return
-        except Exception as error:
-            # The switch needs the file for itself and does not wait for it.
-            busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
 def _give_back(dbapi_connection: Any, record: ConnectionPoolEntry, *rest: object) -> None:
-    _return_turn(record.info)
-
-
-def _return_turn(info: dict[Any, Any]) -> None:
-    turn: Turn | None = info.pop(_TURN, None)
+    turn: Turn | None = record.info.pop(_TURN, None)
     if turn is not None:
         turn.queue.leave(turn)
 

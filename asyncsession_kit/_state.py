@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
-from ._reads import NOTHING
 from ._outcome import Outcome
+from ._reads import NOTHING
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 

@@ -7,20 +7,22 @@ waiter can starve.  Here they go first come, first served, and a wait that canno
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from types import CoroutineType, FrameType
+from typing import Any
 from weakref import WeakValueDictionary
 
-from ._ambient import ambient, async_ambient
+from ._ambient import ambient
 from ._callsite import Origin, describe
 from ._concurrency import (
     AsyncWaiter,
     Lock,
+    RLock,
     Task,
     Waiter,
-    awaits,
-    awaits_thread,
     describe_task,
     describe_thread,
     is_main_thread,
@@ -76,7 +78,9 @@ class Turn:
         """Return who has the turn, since when, and where it began."""
         owner = describe_task(self.owner) if self.owner else describe_thread(self.thread)
         held = time.monotonic() - self.since
-        return f"{owner}, which began to write at {describe(self.origin)} {held:.2f} s ago"
+        # Until SQLite lets it begin, the one that is first here waits for another process.
+        did = "began to write" if self.began else "waits for the file itself"
+        return f"{owner}, which {did} at {describe(self.origin)} {held:.2f} s ago"
 
 
 class WriterQueue:
@@ -86,7 +90,8 @@ class WriterQueue:
         self.path = path
         self.holder: Turn | None = None
         self._waiting: deque[Turn] = deque()
-        self._lock = Lock()
+        # The garbage collector may give back a forgotten connection while this thread is in here.
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -94,8 +99,8 @@ class WriterQueue:
     def enter(self, turn: Turn) -> bool:
         """Take the turn if it is free and nobody waits; otherwise stand in line."""
         with self._lock:
-            self._skip_finished()
-            if self.holder is None and not self._waiting:
+            self._advance()
+            if self.holder is None:
                 self._grant(turn)
             else:
                 self._waiting.append(turn)
@@ -105,32 +110,32 @@ class WriterQueue:
         """Give up the turn or the place in line; a second call does nothing."""
         with self._lock:
             if self.holder is turn:
-                self._pass_on()
+                self.holder = None
+                self._advance()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
 
     def refresh(self) -> None:
         """Pass the turn on if its holder's transaction has ended without a word."""
         with self._lock:
-            self._skip_finished()
+            self._advance()
 
-    def _skip_finished(self) -> None:
-        # A Core connection keeps its place in the pool after COMMIT, so nothing tells us of its end.
+    def _advance(self) -> None:
         holder = self.holder
+        # A Core connection goes back to the pool long after its COMMIT, which nothing tells us of.
         if holder is not None and holder.began and not holder.in_transaction():
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        self.holder = None
-        while self._waiting and self.holder is None:
+            self.holder = None
+        while self.holder is None and self._waiting:
             turn = self._waiting.popleft()
-            if turn.waiter is not None and turn.waiter.wake():
-                self._grant(turn)
+            self._grant(turn)
+            if turn.waiter is not None and not turn.waiter.wake():
+                # Nobody is there any more: its event loop was closed.
+                self.holder = None
 
     def _grant(self, turn: Turn) -> None:
-        turn.granted = True
-        turn.since = time.monotonic()
         self.holder = turn
+        turn.since = time.monotonic()
+        turn.granted = True
 
     def check(self, turn: Turn) -> None:
         """Refuse a wait that only the waiter itself could end.
@@ -159,18 +164,92 @@ def _waits_for_itself(turn: Turn, holder: Turn) -> bool:
     """Tell whether the holder cannot go on before the waiter does."""
     task, same_thread = holder.owner, holder.thread == turn.thread
     if task is not None:
-        own = turn.task is not None and (task is turn.task or awaits(task, turn.task))
         # A blocking wait stops the loop of its thread, and with it every task of that loop.
-        return own or (turn.blocking and same_thread) or _runs_in_thread_of(task, holder)
+        return (turn.blocking and same_thread) or _is_awaited(turn, task)
     beneath = holder.state is not None and ambient.inherited(holder.state)
     # The main thread is shared out by no pool: its sessions are all used by one flow of control.
     alone = turn.task is None and is_main_thread()
     return same_thread and (beneath or alone)
 
 
-def _runs_in_thread_of(task: Task, holder: Turn) -> bool:
-    inherited = holder.state is not None and async_ambient.inherited(holder.state)
-    return inherited and awaits_thread(task)
+# --- what a task waits for, as far as that can be seen --------------------------------------------
+
+
+_TASK_GROUPS = (
+    "asyncio.taskgroups.TaskGroup.__aexit__",
+    "anyio._backends._asyncio.TaskGroup.__aexit__",
+)
+
+
+def _is_awaited(turn: Turn, owner: Task) -> bool:
+    """Tell whether ``owner`` is the waiter's own task, or waits for its task or thread to end."""
+    todo: list[Any] = [owner]
+    for future in todo:
+        if future is turn.task:
+            return True
+        for frame in _suspended_frames(future):
+            if _hands_over_to_thread(frame, turn.thread):
+                return True
+            todo.extend(_add_new(todo, _awaited_in(frame)))
+        # A task waits for one future; one that gathers others has those as its children.
+        awaited = (getattr(future, "_fut_waiter", None), *getattr(future, "_children", ()))
+        todo.extend(_add_new(todo, awaited))
+    return False
+
+
+def _add_new(known: list[Any], futures: Iterable[Any]) -> list[Any]:
+    return [future for future in futures if future is not None and future not in known]
+
+
+def _suspended_frames(future: Any) -> Iterator[FrameType]:
+    awaited = future.get_coro() if hasattr(future, "get_coro") else None
+    while isinstance(awaited, CoroutineType):
+        if awaited.cr_frame is not None:
+            yield awaited.cr_frame
+        awaited = awaited.cr_await
+
+
+def _name(frame: FrameType) -> str:
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
+
+
+def _awaited_in(frame: FrameType) -> Iterable[Any]:
+    """Return the futures for all of which a library's function waits, by a future of its own."""
+    name = _name(frame)
+    # The locals of any other frame are not touched: reading them keeps them alive.
+    if name == "asyncio.tasks.wait_for":
+        # Up to Python 3.11 it runs what it was given in a task of its own.
+        return (frame.f_locals["fut"],)
+    if name == "asyncio.tasks._wait":
+        names = frame.f_locals
+        for_all = names["timeout"] is None and names["return_when"] == "ALL_COMPLETED"
+        return tuple(names["fs"]) if for_all else ()
+    if name in _TASK_GROUPS:
+        return tuple(frame.f_locals["self"]._tasks)
+    return ()
+
+
+def _hands_over_to_thread(frame: FrameType, thread: int) -> bool:
+    """Tell whether the frame waits for what this thread does."""
+    name = _name(frame)
+    if name == "asyncio.threads.to_thread":
+        return _runs_below(frame.f_locals.get("func_call"))
+    if name == "anyio._backends._asyncio.AsyncIOBackend.run_sync_in_worker_thread":
+        return getattr(frame.f_locals.get("worker"), "ident", None) == thread
+    return False
+
+
+def _runs_below(call: object) -> bool:
+    """Tell whether this thread, one of an executor, was given that call."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and call is not None:
+        if frame.f_globals.get("__name__") == "concurrent.futures.thread":
+            names = frame.f_locals
+            # Up to Python 3.13 the call is kept in a work item.
+            if call is names.get("fn", getattr(names.get("self"), "fn", None)):
+                return True
+        frame = frame.f_back
+    return False
 
 
 _queues: WeakValueDictionary[str, WriterQueue] = WeakValueDictionary()

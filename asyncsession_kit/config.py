@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
+from sqlalchemy.util import immutabledict
 
 from .errors import ConfigurationError
 
@@ -35,6 +36,19 @@ class ScopeOptions(TypedDict, total=False):
     expire_on_commit: bool
     autoflush: bool
     event_listeners: Mapping[str, EventListener]
+
+
+class ScopeSettings(ScopeOptions, total=False):
+    """What one scope or decorator may be given: the options, and what is of one scope alone.
+
+    ``name`` is for messages; ``read_only`` makes the server refuse writes; ``propagation`` says
+    what to do where a scope is open; ``durable`` refuses to run inside one.
+    """
+
+    name: str | None
+    read_only: bool | None
+    propagation: Propagation
+    durable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _CHECKS[entry.name](entry.name, getattr(self, entry.name))
-        object.__setattr__(self, "event_listeners", MappingProxyType(dict(self.event_listeners)))
+        # A mapping proxy could neither be pickled nor copied.
+        object.__setattr__(self, "event_listeners", immutabledict(self.event_listeners))
 
     def merged(self, options: ScopeOptions) -> SessionConfig:
         """Return these settings with some replaced; self where there is nothing to replace.

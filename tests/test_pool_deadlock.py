@@ -63,6 +63,7 @@ async def test_a_wait_that_another_task_can_end_is_no_deadlock(pg_database: PgDa
     """A connection held by a task that will return it is waited for."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 30}
     async with open_database(pg_database.url, **options) as db:
+
         async def other() -> None:
             async with db.session_scope() as session:
                 await session.execute(select(Account))

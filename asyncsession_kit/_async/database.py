@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Unpack
 
 from sqlalchemy import URL, MetaData
-from sqlalchemy.exc import ArgumentError
 
 from .._ambient import async_ambient
 from .._callsite import caller_origin
@@ -17,15 +16,16 @@ from .._engines import (
     async_engine_of,
     async_source_target,
     begin_hook,
+    making_engine,
     prepare,
     read_only_options,
 )
 from .._holders import Holders
+from .._request import scope_request
 from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
-from ..config import Propagation, ScopeOptions, check_scope, get_session_config
-from ..errors import ConfigurationError
+from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .scope import AsyncSessionScope
 from .turn import async_begin
 
@@ -95,20 +95,9 @@ class AsyncDatabase:
             return self._engine
 
     def _create(self) -> AsyncEngine:
-        target = async_source_target(self._source)
-        try:
+        with making_engine(self._source):
+            target = async_source_target(self._source)
             return create_async_engine(target.url, **self._source.engine_arguments(target))
-        except (TypeError, ArgumentError) as error:
-            raise ConfigurationError(
-                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
-                f" with {target.driver}: {error}"
-            ) from error
-        except ImportError as error:
-            raise ConfigurationError(
-                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
-                f" imported ({error}); install it again, with what it needs, or name another in the"
-                " URL"
-            ) from error
 
     def _read_only_engine(self) -> AsyncEngine:
         if self._read_only is None:
@@ -126,30 +115,13 @@ class AsyncDatabase:
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
-        self,
-        *,
-        name: str | None = None,
-        session: AsyncSession | None = None,
-        read_only: bool | None = None,
-        propagation: Propagation = "join",
-        durable: bool = False,
-        **options: Unpack[ScopeOptions],
+        self, *, session: AsyncSession | None = None, **settings: Unpack[ScopeSettings]
     ) -> AsyncSessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
 
         :raises ConfigurationError: an option is unknown or invalid.
         """
-        check_scope(options, read_only)
-        return AsyncSessionScope(
-            self,
-            options,
-            name=name,
-            session=session,
-            read_only=read_only,
-            origin=caller_origin(1),
-            propagation=propagation,
-            durable=durable,
-        )
+        return AsyncSessionScope(self, scope_request(settings, caller_origin(1)), session)
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> AsyncSession:
         """Return a session that the caller commits and closes.

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import SessionTransaction
 
 from .._ambient import async_ambient
-from .._callsite import Origin, describe
+from .._callsite import describe
 from .._concurrency import async_carry, async_run_core, is_carried, logger
 from .._hooks import async_run_at_end, async_run_before_commit
 from .._outcome import Outcome
 from .._propagation import (
     Decision,
-    check_propagation,
     decide,
     refuse_conflicts,
     refuse_options_with_session,
 )
+from .._request import Request
 from .._session import (
     KitSession,
     begin_savepoint,
@@ -34,7 +34,7 @@ from .._session import (
 )
 from .._state import SessionState
 from .._types import AsyncSession
-from ..config import ScopeOptions, get_session_config
+from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
 
 if TYPE_CHECKING:
@@ -53,13 +53,9 @@ class AsyncSessionScope:
         "_core",
         "_database",
         "_decision",
-        "_durable",
         "_ending",
         "_given",
-        "_options",
-        "_origin",
-        "_propagation",
-        "_read_only",
+        "_request",
         "_savepoint",
         "_session",
         "is_open",
@@ -69,31 +65,17 @@ class AsyncSessionScope:
     )
 
     def __init__(
-        self,
-        database: AsyncDatabase | None,
-        options: ScopeOptions,
-        *,
-        name: str | None,
-        session: AsyncSession | None,
-        read_only: bool | None,
-        origin: Origin,
-        propagation: str = "join",
-        durable: bool = False,
+        self, database: AsyncDatabase | None, request: Request, session: AsyncSession | None = None
     ) -> None:
-        check_propagation(propagation, durable)
-        self.name = name
+        self.name = request.name
         self.outer: AsyncSessionScope | None = None
         self.state: SessionState | None = None
         self.is_open = False
         self._database = database
-        self._options = options
+        self._request = request
         self._given = session
-        self._read_only = read_only
-        self._origin = origin
-        self._propagation = propagation
-        self._durable = durable
-        self._savepoint: SessionTransaction | None = None
         self._decision = Decision.OPEN
+        self._savepoint: SessionTransaction | None = None
         self._session: AsyncSession | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
@@ -140,7 +122,8 @@ class AsyncSessionScope:
         """
         if self.is_open or self.state is not None:
             raise PropagationError(
-                f"the scope made at {describe(self._origin)} was entered twice; make a new one"
+                f"the scope made at {describe(self._request.origin)} was entered twice;"
+                " make a new one"
             )
         if self._given is not None:
             self._use(self._given)
@@ -156,7 +139,7 @@ class AsyncSessionScope:
 
     def _enter(self, around: AsyncSessionScope | None) -> None:
         outer = None if around is None else around.state
-        self._decision = decide(self._propagation, self._durable, outer)
+        self._decision = decide(self._request.propagation, self._request.durable, outer)
         if around is None or outer is None or self._decision is Decision.OPEN:
             self._open()
             assert self.state is not None
@@ -183,20 +166,21 @@ class AsyncSessionScope:
             self._decision = Decision.JOIN
             self._join(state, session)
             return
-        refuse_options_with_session(self._options, self._read_only)
+        refuse_options_with_session(self._request.options, self._request.read_only)
         self._decision = Decision.LEND
         self._session = session
 
     def _join(self, state: SessionState, session: AsyncSession) -> None:
-        refuse_conflicts(state, self._options, self._read_only)
+        refuse_conflicts(state, self._request.options, self._request.read_only)
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_async_session(session)
 
     def _open(self) -> None:
         assert self._database is not None
-        config = get_session_config().merged(self._options)
-        self.state = SessionState(config, self._origin, bool(self._read_only))
+        request = self._request
+        config = get_session_config().merged(request.options)
+        self.state = SessionState(config, request.origin, bool(request.read_only))
         self.state.scoped = True
         self._session = self._database.new_session(self.state)
         self._core = core_of_async_session(self._session)
@@ -248,14 +232,15 @@ class AsyncSessionScope:
                 self.state.joined = max(0, self.state.joined - 1)
                 if self._savepoint is not None:
                     await self._end_savepoint(self.state, self._savepoint, exc)
-                elif exc is not None:
+                # A generator that is closed early has not failed: its caller has seen enough.
+                elif exc is not None and not isinstance(exc, GeneratorExit):
                     self._mark_failed(exc)
         finally:
             self._forget()
 
     def _mark_failed(self, exc: BaseException) -> None:
         assert self._core is not None
-        self._core.kit_mark_failed(self.name or describe(self._origin), exc)
+        self._core.kit_mark_failed(self.name or describe(self._request.origin), exc)
         self._ending = Outcome.ROLLED_BACK
 
     async def _end_savepoint(
@@ -339,10 +324,10 @@ class AsyncSessionScope:
         lost = core.kit_has_uncommitted_work()
         await self._ensure_closed(state)
         if lost:
-            code, line = self._origin
+            code, line = self._request.origin
             warnings.warn_explicit(
-                f"the scope {self.name or describe(self._origin)} has auto_commit=False and ended"
-                " with work that was never committed; it was discarded. Call commit() in the body,"
+                f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
+                " ended with work that was never committed; it was discarded. Call commit() in the body,"
                 " or rollback() to say that this is meant",
                 UncommittedWorkWarning,
                 code.co_filename,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from typing import Any
 
 from .._concurrency import AsyncWaiter
+from .._drivers import is_locked
 from .._writer_queue import Turn
 
 # How often a waiter looks whether the holder has ended without giving the turn back (seconds).
 _LOOK = 0.05
+# How long to leave a locked file alone before the next try (seconds).
+_PAUSE = 0.005
 
 
 async def async_take_turn(turn: Turn, seconds: float) -> None:
@@ -37,12 +41,27 @@ async def async_take_turn(turn: Turn, seconds: float) -> None:
 
 
 async def async_begin(connection: Any, script: str, turn: Turn | None, seconds: float) -> None:
-    """Run the script that begins a transaction, once it is this writer's turn.
+    """Run a script once it is this writer's turn; again while the file is locked by somebody else.
+
+    Both waits together take ``seconds`` at the longest.  Cancelled, the script may still run.
 
     :raises PoolDeadlockError, LockTimeoutError: the turn was not to be had.
+    :raises sqlite3.OperationalError: the script failed, or the file stayed locked.
     """
+    deadline = time.monotonic() + seconds
     if turn is not None:
         await async_take_turn(turn, seconds)
-    await connection.executescript(script)
+    while not await _async_succeeds(connection, script, deadline):
+        await AsyncWaiter().wait(_PAUSE)
     if turn is not None:
         turn.began = True
+
+
+async def _async_succeeds(connection: Any, script: str, deadline: float) -> bool:
+    try:
+        await connection.executescript(script)
+    except sqlite3.OperationalError as error:
+        if not is_locked(error) or time.monotonic() >= deadline:
+            raise
+        return False
+    return True

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Unpack
 
 from sqlalchemy import URL, MetaData
-from sqlalchemy.exc import ArgumentError
 
 from .._ambient import ambient
 from .._callsite import caller_origin
@@ -17,16 +16,17 @@ from .._engines import (
     SessionClass,
     begin_hook,
     engine_of,
+    making_engine,
     prepare,
     read_only_options,
     source_target,
 )
 from .._holders import Holders
+from .._request import scope_request
 from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
-from ..config import Propagation, ScopeOptions, check_scope, get_session_config
-from ..errors import ConfigurationError
+from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .scope import SessionScope
 from .turn import begin
 
@@ -96,20 +96,9 @@ class Database:
             return self._engine
 
     def _create(self) -> Engine:
-        target = source_target(self._source)
-        try:
+        with making_engine(self._source):
+            target = source_target(self._source)
             return create_engine(target.url, **self._source.engine_arguments(target))
-        except (TypeError, ArgumentError) as error:
-            raise ConfigurationError(
-                f"the options {', '.join(sorted(self._source.options))} do not go together, or not"
-                f" with {target.driver}: {error}"
-            ) from error
-        except ImportError as error:
-            raise ConfigurationError(
-                f"the driver {target.driver} for {self._source.text} is installed and cannot be"
-                f" imported ({error}); install it again, with what it needs, or name another in the"
-                " URL"
-            ) from error
 
     def _read_only_engine(self) -> Engine:
         if self._read_only is None:
@@ -127,30 +116,13 @@ class Database:
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
-        self,
-        *,
-        name: str | None = None,
-        session: Session | None = None,
-        read_only: bool | None = None,
-        propagation: Propagation = "join",
-        durable: bool = False,
-        **options: Unpack[ScopeOptions],
+        self, *, session: Session | None = None, **settings: Unpack[ScopeSettings]
     ) -> SessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
 
         :raises ConfigurationError: an option is unknown or invalid.
         """
-        check_scope(options, read_only)
-        return SessionScope(
-            self,
-            options,
-            name=name,
-            session=session,
-            read_only=read_only,
-            origin=caller_origin(1),
-            propagation=propagation,
-            durable=durable,
-        )
+        return SessionScope(self, scope_request(settings, caller_origin(1)), session)
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> Session:
         """Return a session that the caller commits and closes.

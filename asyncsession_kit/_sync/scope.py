@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import SessionTransaction
 
 from .._ambient import ambient
-from .._callsite import Origin, describe
+from .._callsite import describe
 from .._concurrency import carry, is_carried, logger, run_core
 from .._hooks import run_at_end, run_before_commit
 from .._outcome import Outcome
 from .._propagation import (
     Decision,
-    check_propagation,
     decide,
     refuse_conflicts,
     refuse_options_with_session,
 )
+from .._request import Request
 from .._session import (
     KitSession,
     begin_savepoint,
@@ -35,7 +35,7 @@ from .._session import (
 )
 from .._state import SessionState
 from .._types import Session
-from ..config import ScopeOptions, get_session_config
+from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
 
 if TYPE_CHECKING:
@@ -54,13 +54,9 @@ class SessionScope:
         "_core",
         "_database",
         "_decision",
-        "_durable",
         "_ending",
         "_given",
-        "_options",
-        "_origin",
-        "_propagation",
-        "_read_only",
+        "_request",
         "_savepoint",
         "_session",
         "is_open",
@@ -70,31 +66,17 @@ class SessionScope:
     )
 
     def __init__(
-        self,
-        database: Database | None,
-        options: ScopeOptions,
-        *,
-        name: str | None,
-        session: Session | None,
-        read_only: bool | None,
-        origin: Origin,
-        propagation: str = "join",
-        durable: bool = False,
+        self, database: Database | None, request: Request, session: Session | None = None
     ) -> None:
-        check_propagation(propagation, durable)
-        self.name = name
+        self.name = request.name
         self.outer: SessionScope | None = None
         self.state: SessionState | None = None
         self.is_open = False
         self._database = database
-        self._options = options
+        self._request = request
         self._given = session
-        self._read_only = read_only
-        self._origin = origin
-        self._propagation = propagation
-        self._durable = durable
-        self._savepoint: SessionTransaction | None = None
         self._decision = Decision.OPEN
+        self._savepoint: SessionTransaction | None = None
         self._session: Session | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
@@ -141,7 +123,8 @@ class SessionScope:
         """
         if self.is_open or self.state is not None:
             raise PropagationError(
-                f"the scope made at {describe(self._origin)} was entered twice; make a new one"
+                f"the scope made at {describe(self._request.origin)} was entered twice;"
+                " make a new one"
             )
         if self._given is not None:
             self._use(self._given)
@@ -157,7 +140,7 @@ class SessionScope:
 
     def _enter(self, around: SessionScope | None) -> None:
         outer = None if around is None else around.state
-        self._decision = decide(self._propagation, self._durable, outer)
+        self._decision = decide(self._request.propagation, self._request.durable, outer)
         if around is None or outer is None or self._decision is Decision.OPEN:
             self._open()
             assert self.state is not None
@@ -184,20 +167,21 @@ class SessionScope:
             self._decision = Decision.JOIN
             self._join(state, session)
             return
-        refuse_options_with_session(self._options, self._read_only)
+        refuse_options_with_session(self._request.options, self._request.read_only)
         self._decision = Decision.LEND
         self._session = session
 
     def _join(self, state: SessionState, session: Session) -> None:
-        refuse_conflicts(state, self._options, self._read_only)
+        refuse_conflicts(state, self._request.options, self._request.read_only)
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_session(session)
 
     def _open(self) -> None:
         assert self._database is not None
-        config = get_session_config().merged(self._options)
-        self.state = SessionState(config, self._origin, bool(self._read_only))
+        request = self._request
+        config = get_session_config().merged(request.options)
+        self.state = SessionState(config, request.origin, bool(request.read_only))
         self.state.scoped = True
         self._session = self._database.new_session(self.state)
         self._core = core_of_session(self._session)
@@ -249,14 +233,15 @@ class SessionScope:
                 self.state.joined = max(0, self.state.joined - 1)
                 if self._savepoint is not None:
                     self._end_savepoint(self.state, self._savepoint, exc)
-                elif exc is not None:
+                # A generator that is closed early has not failed: its caller has seen enough.
+                elif exc is not None and not isinstance(exc, GeneratorExit):
                     self._mark_failed(exc)
         finally:
             self._forget()
 
     def _mark_failed(self, exc: BaseException) -> None:
         assert self._core is not None
-        self._core.kit_mark_failed(self.name or describe(self._origin), exc)
+        self._core.kit_mark_failed(self.name or describe(self._request.origin), exc)
         self._ending = Outcome.ROLLED_BACK
 
     def _end_savepoint(
@@ -340,10 +325,10 @@ class SessionScope:
         lost = core.kit_has_uncommitted_work()
         self._ensure_closed(state)
         if lost:
-            code, line = self._origin
+            code, line = self._request.origin
             warnings.warn_explicit(
-                f"the scope {self.name or describe(self._origin)} has auto_commit=False and ended"
-                " with work that was never committed; it was discarded. Call commit() in the body,"
+                f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
+                " ended with work that was never committed; it was discarded. Call commit() in the body,"
                 " or rollback() to say that this is meant",
                 UncommittedWorkWarning,
                 code.co_filename,

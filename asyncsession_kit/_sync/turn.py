@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from typing import Any
 
 from .._concurrency import Waiter
+from .._drivers import is_locked
 from .._writer_queue import Turn
 
 # How often a waiter looks whether the holder has ended without giving the turn back (seconds).
 _LOOK = 0.05
+# How long to leave a locked file alone before the next try (seconds).
+_PAUSE = 0.005
 
 
 def take_turn(turn: Turn, seconds: float) -> None:
@@ -38,12 +42,27 @@ def take_turn(turn: Turn, seconds: float) -> None:
 
 
 def begin(connection: Any, script: str, turn: Turn | None, seconds: float) -> None:
-    """Run the script that begins a transaction, once it is this writer's turn.
+    """Run a script once it is this writer's turn; again while the file is locked by somebody else.
+
+    Both waits together take ``seconds`` at the longest.  Cancelled, the script may still run.
 
     :raises PoolDeadlockError, LockTimeoutError: the turn was not to be had.
+    :raises sqlite3.OperationalError: the script failed, or the file stayed locked.
     """
+    deadline = time.monotonic() + seconds
     if turn is not None:
         take_turn(turn, seconds)
-    connection.executescript(script)
+    while not _succeeds(connection, script, deadline):
+        Waiter().wait(_PAUSE)
     if turn is not None:
         turn.began = True
+
+
+def _succeeds(connection: Any, script: str, deadline: float) -> bool:
+    try:
+        connection.executescript(script)
+    except sqlite3.OperationalError as error:
+        if not is_locked(error) or time.monotonic() >= deadline:
+            raise
+        return False
+    return True

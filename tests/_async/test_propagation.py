@@ -47,7 +47,7 @@ def checked_out(db: AsyncDatabase) -> int:
     return unwrap_async_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
 
 
-# --- new -------------------------------------------------------------------------------------------
+# --- new ------------------------------------------------------------------------------------------
 
 
 async def test_new_is_a_transaction_of_its_own(pg: AsyncDatabase) -> None:
@@ -80,7 +80,7 @@ async def test_a_failed_new_scope_leaves_the_outer_one_alone(pg: AsyncDatabase) 
 
 
 async def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None:
-    """With the last connection held by the outer scope, new is refused at once, naming the holder."""
+    """With the last connection held by the outer scope, new is refused at once, with the holder."""
     db = AsyncDatabase(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=30)
     await db.create_all(Base.metadata)
     async with db.session_scope() as session:
@@ -97,7 +97,7 @@ async def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -
     await db.dispose()
 
 
-# --- nested ----------------------------------------------------------------------------------------
+# --- nested ---------------------------------------------------------------------------------------
 
 
 async def test_nested_is_a_savepoint(db: AsyncDatabase) -> None:
@@ -194,7 +194,7 @@ async def test_nested_with_nothing_open_is_a_scope(db: AsyncDatabase) -> None:
 
 
 async def test_a_savepoint_that_cannot_be_made_is_told(db: AsyncDatabase) -> None:
-    """What was pending is flushed before the savepoint: its error arrives and the body never runs."""
+    """What was pending is flushed first: its error arrives and the body never runs."""
     await add(db, "a")
     outer = db.session_scope()
     with pytest.raises(Exception, match="(?i)unique"):
@@ -210,7 +210,7 @@ async def test_a_savepoint_that_cannot_be_made_is_told(db: AsyncDatabase) -> Non
     assert await names(db) == ["a", "b"]
 
 
-# --- mandatory, never, durable ---------------------------------------------------------------------
+# --- mandatory, never, durable --------------------------------------------------------------------
 
 
 async def test_mandatory_joins_or_refuses(db: AsyncDatabase) -> None:

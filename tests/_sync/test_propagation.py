@@ -48,7 +48,7 @@ def checked_out(db: Database) -> int:
     return unwrap_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
 
 
-# --- new -------------------------------------------------------------------------------------------
+# --- new ------------------------------------------------------------------------------------------
 
 
 def test_new_is_a_transaction_of_its_own(pg: Database) -> None:
@@ -81,7 +81,7 @@ def test_a_failed_new_scope_leaves_the_outer_one_alone(pg: Database) -> None:
 
 
 def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None:
-    """With the last connection held by the outer scope, new is refused at once, naming the holder."""
+    """With the last connection held by the outer scope, new is refused at once, with the holder."""
     db = Database(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=30)
     db.create_all(Base.metadata)
     with db.session_scope() as session:
@@ -98,7 +98,7 @@ def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None
     db.dispose()
 
 
-# --- nested ----------------------------------------------------------------------------------------
+# --- nested ---------------------------------------------------------------------------------------
 
 
 def test_nested_is_a_savepoint(db: Database) -> None:
@@ -195,7 +195,7 @@ def test_nested_with_nothing_open_is_a_scope(db: Database) -> None:
 
 
 def test_a_savepoint_that_cannot_be_made_is_told(db: Database) -> None:
-    """What was pending is flushed before the savepoint: its error arrives and the body never runs."""
+    """What was pending is flushed first: its error arrives and the body never runs."""
     add(db, "a")
     outer = db.session_scope()
     with pytest.raises(Exception, match="(?i)unique"):
@@ -211,7 +211,7 @@ def test_a_savepoint_that_cannot_be_made_is_told(db: Database) -> None:
     assert names(db) == ["a", "b"]
 
 
-# --- mandatory, never, durable ---------------------------------------------------------------------
+# --- mandatory, never, durable --------------------------------------------------------------------
 
 
 def test_mandatory_joins_or_refuses(db: Database) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: one script per question, each saying what number would change a decision."""

@@ -1,0 +1,169 @@
+"""The layers of the package, lowest first; an import only ever points down."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "asyncsession_kit"
+ROOT = Path(__file__).parents[1] / PACKAGE
+
+# A module may import those before it in this list, and no other.
+ORDER = [
+    "errors",
+    "_outcome",
+    "_types",
+    "_protocols",
+    "_concurrency",
+    "_callsite",
+    "_reads",
+    "config",
+    "_parameters",
+    "_url",
+    "_connect",
+    "_drivers",
+    "_doom",
+    "_injection",
+    "_state",
+    "_ambient",
+    "_hooks",
+    "_holders",
+    "_session",
+    "_generators",
+    "_propagation",
+    "_request",
+    "_writer_queue",
+    "_sqlite",
+    "_engines",
+    "_async",
+    "_async.turn",
+    "_async.scope",
+    "_async.database",
+    "_sync",
+    "_sync.turn",
+    "_sync.scope",
+    "_sync.database",
+    "databases",
+    "_async.front",
+    "_async.decorator",
+    "_sync.front",
+    "_sync.decorator",
+    "_current",
+    "__init__",
+]
+
+# Programs on top of the package: they use it as an application does, tasks and threads included.
+PROGRAMS = ["_demo", "cli"]
+
+# Stand beside the package: the generator has to work while the package cannot be imported.
+BESIDE = ["_tools", "_tools.unasync"]
+
+CONCURRENCY = {"asyncio", "threading", "concurrent", "multiprocessing", "queue", "_thread"}
+
+
+def name_of(path: Path) -> str:
+    """Return a module's dotted name below the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if len(parts) > 1 and parts[-1] == "__init__":
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def statements_of(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+    """Yield every node below, those under ``if TYPE_CHECKING`` only where ``types`` is set."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not types:
+            continue
+        yield child
+        yield from statements_of(child, types=types)
+
+
+def imports_of(name: str, *, types: bool = True) -> Iterator[str]:
+    """Yield the absolute name of every module that a module imports, wherever it does."""
+    path = MODULES[name]
+    folders = [PACKAGE, *path.relative_to(ROOT).parent.parts]
+    for node in statements_of(ast.parse(path.read_text(encoding="utf-8")), types=types):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            kept = folders[: len(folders) - node.level + 1] if node.level else []
+            base = ".".join([*kept, *([node.module] if node.module else [])])
+            # ``from . import _sqlite`` names a module, ``from .errors import X`` does not.
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(f"{PACKAGE}.")
+                yield f"{PACKAGE}.{inner}" if inner in MODULES else base
+
+
+def own_imports_of(name: str, *, types: bool = True) -> set[str]:
+    """Return the names below the package that a module imports; its front door is __init__."""
+    own = {module for module in imports_of(name, types=types) if module.split(".")[0] == PACKAGE}
+    return {module.removeprefix(PACKAGE).removeprefix(".") or "__init__" for module in own}
+
+
+def test_every_module_has_its_place() -> None:
+    """A new module is put where it belongs, and one that is gone is taken out."""
+    assert len(ORDER) == len(set(ORDER))
+    assert set(MODULES) - set(BESIDE) - set(PROGRAMS) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", [*ORDER, *filter(MODULES.get, PROGRAMS)])
+def test_imports_point_down(name: str) -> None:
+    """A module imports what stands below it; only a type may be named the other way round."""
+    order = [*ORDER, *PROGRAMS]
+    upward = own_imports_of(name, types=False) - set(order[: order.index(name)])
+    assert not upward, f"{name} imports {', '.join(sorted(upward))}, which stand above it"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_one_module_knows_tasks_and_threads(name: str) -> None:
+    """What differs between them is in one place, as pairs of one call shape."""
+    if name != "_concurrency":
+        assert not {module.split(".")[0] for module in imports_of(name)} & CONCURRENCY
+    else:
+        assert {"asyncio", "threading"} <= set(imports_of(name))
+
+
+@pytest.mark.parametrize(("half", "other"), [("_async", "_sync"), ("_sync", "_async")])
+def test_the_halves_do_not_know_each_other(half: str, other: str) -> None:
+    """Neither world imports anything of the other, not even a type."""
+    modules = [name for name in MODULES if name.split(".")[0] == half]
+    assert len(modules) >= 5
+    for name in modules:
+        assert not [module for module in own_imports_of(name) if module.split(".")[0] == other]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_generator_knows_nothing_of_the_package(name: str) -> None:
+    """It makes half of the package, so it cannot need it."""
+    assert not own_imports_of(name)
+
+
+def test_the_test_sees_each_form_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to write an import is read, so that none is a way around the rules."""
+    source = (
+        "import os.path\nfrom . import errors\nfrom .config import X\nfrom .. import y\n"
+        "if TYPE_CHECKING:\n    from ._types import Z\n"
+        "def f():\n    from asyncsession_kit._url import masked\n    import asyncsession_kit\n"
+    )
+    path = tmp_path / "_async" / "seen.py"
+    path.parent.mkdir()
+    path.write_text(source)
+    monkeypatch.setitem(MODULES, "_async.seen", path)
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    monkeypatch.setitem(MODULES, "_async.errors", path)
+    seen = [
+        "asyncsession_kit",
+        "asyncsession_kit",
+        "asyncsession_kit._async.config",
+        "asyncsession_kit._async.errors",
+        "asyncsession_kit._url",
+        "os.path",
+    ]
+    assert sorted(imports_of("_async.seen", types=False)) == seen
+    assert sorted(imports_of("_async.seen")) == sorted([*seen, "asyncsession_kit._async._types"])
