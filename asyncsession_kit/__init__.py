@@ -9,12 +9,19 @@ from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
 from ._async.scope import AsyncSessionScope
 from ._current import current_scope
-from ._state import Outcome
+from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
+from ._outcome import Outcome
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.scope import SessionScope
-from .config import ScopeOptions, SessionConfig, configure_session, get_session_config
+from .config import (
+    ScopeOptions,
+    ScopeSettings,
+    SessionConfig,
+    configure_session,
+    get_session_config,
+)
 from .databases import (
     DatabaseEntry,
     async_dispose_database,
@@ -59,6 +66,7 @@ __all__ = [
     "PropagationError",
     "ReadOnlyTransactionError",
     "ScopeOptions",
+    "ScopeSettings",
     "ServerUnavailableError",
     "SessionClosedError",
     "SessionConfig",
@@ -71,6 +79,7 @@ __all__ = [
     "async_dispose_database",
     "async_session_scope",
     "async_with_session",
+    "before_commit",
     "configure_session",
     "current_async_session",
     "current_scope",
@@ -80,6 +89,10 @@ __all__ = [
     "get_database",
     "get_session",
     "get_session_config",
+    "on_begin",
+    "on_commit",
+    "on_completion",
+    "on_rollback",
     "session_scope",
     "setup_database_connection",
     "with_session",

@@ -20,6 +20,7 @@ from ._concurrency import Lock
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin
+from ._holders import Holders
 from ._session import KitSession, OnBegin
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
 from .config import SessionConfig, did_you_mean, is_duration
@@ -206,6 +207,13 @@ class EngineSource:
         options.pop("busy_timeout", None)
         connect_args = {**target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
+
+    def holders(self, engine: Engine) -> Holders | None:
+        """Return the register of who holds connections; None where their number is not known."""
+        if self.engine is not None:
+            return None
+        holders = Holders(engine, self.options.get("pool_size"), self.options.get("max_overflow"))
+        return None if holders.capacity is None else holders
 
     def remove_private_file(self) -> None:
         """Remove the file behind a database in memory, if there is one."""

@@ -1,8 +1,23 @@
-"""What a scope does given what is already open; decisions only."""
+"""What a scope does given what is already open; decisions only.
+
+::
+
+    propagation    nothing open     open
+    -----------    ------------     ------------------------------
+    join           open             join
+    new            open             open (a connection of its own)
+    nested         open             savepoint
+    mandatory      refused          join
+    never          open             refused
+
+With ``durable=True`` a scope is refused wherever one is open, whatever the propagation.
+"""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from ._callsite import describe
 from ._state import SessionState
@@ -15,12 +30,54 @@ class Decision(enum.Enum):
 
     OPEN = enum.auto()
     JOIN = enum.auto()
+    SAVEPOINT = enum.auto()
     LEND = enum.auto()
+    REFUSE = enum.auto()
 
 
-def decide(is_open: bool) -> Decision:
-    """Return what a scope does: it takes part in the one that is open around it, if any."""
-    return Decision.JOIN if is_open else Decision.OPEN
+# What to do where nothing is open, and where a scope is.
+TABLE: Mapping[str, tuple[Decision, Decision]] = MappingProxyType(
+    {
+        "join": (Decision.OPEN, Decision.JOIN),
+        "new": (Decision.OPEN, Decision.OPEN),
+        "nested": (Decision.OPEN, Decision.SAVEPOINT),
+        "mandatory": (Decision.REFUSE, Decision.JOIN),
+        "never": (Decision.OPEN, Decision.REFUSE),
+    }
+)
+
+
+def check_propagation(propagation: object, durable: object) -> None:
+    """Check the two options before a scope is made.
+
+    :raises ConfigurationError: the propagation is unknown, or durable is not a bool.
+    """
+    if propagation not in TABLE:
+        raise ConfigurationError(
+            f"propagation={propagation!r} is unknown; known are {', '.join(TABLE)}"
+        )
+    if not isinstance(durable, bool):
+        raise ConfigurationError(f"durable={durable!r} is not a bool; give True or False")
+
+
+def decide(propagation: str, durable: bool, outer: SessionState | None) -> Decision:
+    """Return what a scope does where ``outer`` is open around it, or nothing is.
+
+    :raises PropagationError: the propagation, or ``durable``, does not allow that.
+    """
+    decision = TABLE[propagation][outer is not None]
+    if outer is not None and (durable or decision is Decision.REFUSE):
+        asked = "durable=True" if durable else f"propagation={propagation!r}"
+        raise PropagationError(
+            f"{asked} refuses to run inside the scope opened at {describe(outer.origin)}; call it"
+            " outside of any scope"
+        )
+    if decision is Decision.REFUSE:
+        raise PropagationError(
+            f"propagation={propagation!r} needs an open scope and there is none in this task or"
+            " thread; open one around the call"
+        )
+    return decision
 
 
 def refuse_conflicts(outer: SessionState, options: ScopeOptions, read_only: bool | None) -> None:

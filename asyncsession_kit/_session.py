@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 from ._callsite import describe, user_origin
 from ._concurrency import RLock, async_carry, describe_thread, logger, running_task, thread_id
 from ._doom import doom_of
+from ._hooks import async_run_before_commit, run_at_begin, run_hooks_before_commit
 from ._reads import OPAQUE, WRITE, statement_level
-from ._state import RollbackMark, SessionState
+from ._state import RollbackMark, SessionState, encloses
 from .errors import (
     ConcurrentSessionUseError,
     ConfigurationError,
@@ -73,6 +74,8 @@ class KitSession(Session):
                 f"{bind!r} is not the engine of this session; a transaction has one database:"
                 " open a scope of the other"
             )
+        if state.enclosing and state.connection is None and state.holders is not None:
+            state.holders.wait(state)
         if state.level < WRITE:
             state.level = max(state.level, statement_level(arguments.get("clause")))
         return super().get_bind(mapper, **arguments)
@@ -227,6 +230,16 @@ def _doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedE
     )
 
 
+def _unexpected_rollback(mark: RollbackMark) -> UnexpectedRollbackError:
+    error = UnexpectedRollbackError(
+        f"COMMIT refused, and rolled back instead: the joined scope {mark.name} failed with"
+        f" {type(mark.error).__name__} and the error was swallowed. Let it leave the outermost"
+        ' scope, or open the inner one with propagation="nested"'
+    )
+    error.__cause__ = mark.error
+    return error
+
+
 # --- events: what a method cannot see (session.begin(), savepoints, the end of a transaction) -----
 
 
@@ -235,8 +248,12 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if transaction.nested:
         return
     state.connection = conn
+    if state.holders is not None:
+        state.holders.take(state)
     if (on_begin := session.kit_on_begin) is not None:
         on_begin(session, conn)
+    if state.hooks is not None:
+        run_at_begin(state.hooks, state.engine, conn)
 
 
 def _before_commit(session: KitSession) -> None:
@@ -248,11 +265,9 @@ def _before_commit(session: KitSession) -> None:
     if (doom := doom_of(state.connection)) is not None:
         raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
     if (mark := state.mark) is not None:
-        raise UnexpectedRollbackError(
-            f"COMMIT refused, and rolled back instead: the joined scope {mark.name} failed with"
-            f" {type(mark.error).__name__} and the error was swallowed. Let it leave the outermost"
-            " scope, or open the inner one inside a savepoint"
-        ) from mark.error
+        raise _unexpected_rollback(mark)
+    if state.hooks is not None and isinstance(session, ThreadSession):
+        run_hooks_before_commit(state.hooks)
     state.flush_error = None
     state.committing = True
 
@@ -263,9 +278,11 @@ def _after_commit(session: KitSession) -> None:
 
 
 def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -> None:
-    mark = session.kit_state.mark
-    if mark is not None and mark.undone_by(transaction):
-        session.kit_state.mark = None
+    state = session.kit_state
+    if state.mark is not None and state.mark.undone_by(transaction):
+        state.mark = None
+    if state.hooks is not None and transaction.nested:
+        state.hooks.drop(lambda savepoint: encloses(transaction, savepoint))
 
 
 def _after_transaction_end(session: KitSession, transaction: SessionTransaction) -> None:
@@ -363,7 +380,14 @@ class ProtectedTransaction(AsyncSessionTransaction):
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """End the transaction in a task of its own."""
         transaction = self._sync_transaction()
-        config = core_of_async_session(self.session).kit_state.config
+        state = core_of_async_session(self.session).kit_state
+        config = state.config
+        if type_ is None and state.hooks is not None and not self.nested:
+            try:
+                await async_run_before_commit(state.hooks)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
         await async_carry(
             self.session,
             lambda _: transaction.__exit__(type_, value, traceback),
@@ -387,6 +411,8 @@ class TaskSession(AsyncSession):
         """
         core = core_of_async_session(self)
         core.kit_check()
+        if core.kit_state.hooks is not None:
+            await async_run_before_commit(core.kit_state.hooks)
         if core.kit_may_have_written():
             grace = core.kit_state.config.commit_grace
             await async_carry(self, KitSession.commit, patience=None, grace=grace)
@@ -533,3 +559,37 @@ def rollback_and_close(core: KitSession) -> None:
 def close_core(core: KitSession) -> None:
     """Close for good; uncommitted work is discarded and the objects keep their values."""
     core.close()
+
+
+# --- savepoints of nested scopes ------------------------------------------------------------------
+
+
+def begin_savepoint(core: KitSession) -> SessionTransaction:
+    """Flush, and send SAVEPOINT."""
+    return core.begin_nested()
+
+
+def release_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
+    """Flush, and send RELEASE SAVEPOINT.
+
+    :raises UnexpectedRollbackError: a joined scope inside had failed and its error was swallowed.
+    """
+    mark = core.kit_state.mark
+    if mark is not None and encloses(savepoint, mark.savepoint):
+        raise _unexpected_rollback(mark)
+    savepoint.commit()
+
+
+def rollback_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
+    """Send ROLLBACK TO SAVEPOINT, unless the savepoint has ended with what is around it."""
+    if savepoint in _open_transactions(core):
+        savepoint.rollback()
+
+
+def _open_transactions(core: KitSession) -> list[SessionTransaction]:
+    found = []
+    transaction = core.get_nested_transaction()
+    while transaction is not None:
+        found.append(transaction)
+        transaction = transaction.parent
+    return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy import exc as sa_exc
@@ -12,17 +11,21 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
+from ._outcome import Outcome
 from ._reads import NOTHING
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 
+if TYPE_CHECKING:
+    from ._holders import Holders
+    from ._hooks import Hooks
 
-class Outcome(enum.StrEnum):
-    """Says how a transaction ended; ``UNKNOWN`` where nobody can tell."""
 
-    COMMITTED = "committed"
-    ROLLED_BACK = "rolled_back"
-    UNKNOWN = "unknown"
+def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> bool:
+    """Tell whether ``inner`` is ``outer`` or a savepoint somewhere in it."""
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is outer
 
 
 class RollbackMark:
@@ -39,10 +42,7 @@ class RollbackMark:
 
     def undone_by(self, transaction: SessionTransaction) -> bool:
         """Tell whether rolling back ``transaction`` also undoes the failed scope's work."""
-        inner = self.savepoint
-        while inner is not None and inner is not transaction:
-            inner = inner.parent
-        return inner is transaction or transaction.parent is None
+        return transaction.parent is None or encloses(transaction, self.savepoint)
 
 
 class SessionState:
@@ -57,7 +57,11 @@ class SessionState:
         "config",
         "connection",
         "database",
+        "enclosing",
+        "engine",
         "flush_error",
+        "holders",
+        "hooks",
         "joined",
         "level",
         "mark",
@@ -77,6 +81,10 @@ class SessionState:
         self.thread = thread_id()
         self.scoped = False
         self.database: Any = None
+        self.engine: Any = None
+        self.enclosing = False
+        self.holders: Holders | None = None
+        self.hooks: Hooks | None = None
         self.level = NOTHING
         self.connection: Connection | None = None
         self.outcome: Outcome | None = None
@@ -131,6 +139,10 @@ class SessionState:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
             self.commits += self.outcome is Outcome.COMMITTED
+            if self.hooks is not None:
+                self.hooks.settle(self.outcome)
+        if self.holders is not None:
+            self.holders.leave(self)
         self.connection = None
         self.level = NOTHING
         self.committing = self.committed = False

@@ -10,13 +10,15 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
 from sqlalchemy.util import immutabledict
 
 from .errors import ConfigurationError
 
+# What a scope does where another is open around it.
+Propagation = Literal["join", "new", "nested", "mandatory", "never"]
 EventListener = Callable[..., object]
 
 # A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.
@@ -34,6 +36,19 @@ class ScopeOptions(TypedDict, total=False):
     expire_on_commit: bool
     autoflush: bool
     event_listeners: Mapping[str, EventListener]
+
+
+class ScopeSettings(ScopeOptions, total=False):
+    """What one scope or decorator may be given: the options, and what is of one scope alone.
+
+    ``name`` is for messages; ``read_only`` makes the server refuse writes; ``propagation`` says
+    what to do where a scope is open; ``durable`` refuses to run inside one.
+    """
+
+    name: str | None
+    read_only: bool | None
+    propagation: Propagation
+    durable: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # A module may import those before it in this list, and no other.
 ORDER = [
     "errors",
+    "_outcome",
     "_types",
     "_protocols",
     "_concurrency",
@@ -27,10 +28,13 @@ ORDER = [
     "_doom",
     "_injection",
     "_state",
-    "_session",
     "_ambient",
+    "_hooks",
+    "_holders",
+    "_session",
     "_generators",
     "_propagation",
+    "_request",
     "_writer_queue",
     "_sqlite",
     "_engines",

@@ -20,10 +20,12 @@ from .._engines import (
     prepare,
     read_only_options,
 )
+from .._holders import Holders
+from .._request import scope_request
 from .._session import async_kit_class
 from .._state import SessionState, arguments
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .scope import AsyncSessionScope
 from .turn import async_begin
 
@@ -56,6 +58,7 @@ class AsyncDatabase:
         self._lock = Lock()
         self._engine: AsyncEngine | None = None
         self._read_only: AsyncEngine | None = None
+        self._holders: Holders | None = None
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -85,7 +88,9 @@ class AsyncDatabase:
         with self._lock:
             if self._engine is None:
                 engine = async_engine_of(self._source) or self._create()
-                self._limits = prepare(unwrap_async_engine(engine), self._source, async_begin)
+                core = unwrap_async_engine(engine)
+                self._limits = prepare(core, self._source, async_begin)
+                self._holders = self._source.holders(core)
                 self._engine = engine
             return self._engine
 
@@ -105,24 +110,18 @@ class AsyncDatabase:
         state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
+        state.engine = engine
+        state.holders = self._holders
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
-        self,
-        *,
-        name: str | None = None,
-        session: AsyncSession | None = None,
-        read_only: bool | None = None,
-        **options: Unpack[ScopeOptions],
+        self, *, session: AsyncSession | None = None, **settings: Unpack[ScopeSettings]
     ) -> AsyncSessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
 
         :raises ConfigurationError: an option is unknown or invalid.
         """
-        check_scope(options, read_only)
-        return AsyncSessionScope(
-            self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
-        )
+        return AsyncSessionScope(self, scope_request(settings, caller_origin(1)), session)
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> AsyncSession:
         """Return a session that the caller commits and closes.

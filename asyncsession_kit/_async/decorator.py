@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Concatenate, Unpack, overload
 
-from .._callsite import Origin
+from .._callsite import caller_origin
 from .._generators import async_generating
 from .._injection import Place, async_colour, find_place, is_generator, origin_of, publish
 from .._protocols import AsyncInjector, AsyncR, AsyncSessionT, Injected, InjectedMethod, P, T
+from .._request import Request, scope_request
 from .._types import AsyncSession
-from ..config import ScopeOptions, check_scope
+from ..config import ScopeSettings
 from ..databases import async_database_named
 from .scope import AsyncSessionScope
 
@@ -19,36 +20,18 @@ from .scope import AsyncSessionScope
 class _Opening:
     """Is what a decorated function opens at each call."""
 
-    __slots__ = ("_database", "_name", "_options", "_origin", "_read_only")
+    __slots__ = ("_bare", "_database", "_request")
 
-    def __init__(
-        self,
-        name: str,
-        database: str | None,
-        read_only: bool | None,
-        options: ScopeOptions,
-        origin: Origin,
-    ) -> None:
-        self._name = name
+    def __init__(self, database: str | None, request: Request) -> None:
         self._database = database
-        self._read_only = read_only
-        self._options = options
-        self._origin = origin
+        self._request = request
+        self._bare = request.bare()
 
     def scope(self, given: AsyncSession | None) -> AsyncSessionScope:
         """Return the scope of one call; a session that was passed is used as it is."""
         if given is not None:
-            return AsyncSessionScope(
-                None, {}, name=self._name, session=given, read_only=None, origin=self._origin
-            )
-        return AsyncSessionScope(
-            async_database_named(self._database),
-            self._options,
-            name=self._name,
-            session=None,
-            read_only=self._read_only,
-            origin=self._origin,
-        )
+            return AsyncSessionScope(None, self._bare, given)
+        return AsyncSessionScope(async_database_named(self._database), self._request)
 
 
 # A method whose owner is itself a session would fit two of these; the first one is meant then.
@@ -65,19 +48,15 @@ def async_with_session(function: Callable[P, AsyncR], /) -> Callable[P, AsyncR]:
 @overload
 def async_with_session(
     *,
-    name: str | None = None,
     database: str | None = None,
-    read_only: bool | None = None,
-    **options: Unpack[ScopeOptions],
+    **settings: Unpack[ScopeSettings],
 ) -> AsyncInjector: ...
 def async_with_session(
     function: Any = None,
     /,
     *,
-    name: str | None = None,
     database: str | None = None,
-    read_only: bool | None = None,
-    **options: Unpack[ScopeOptions],
+    **settings: Unpack[ScopeSettings],
 ) -> Any:
     """Run each call of the function in a scope, and give it the session.
 
@@ -90,14 +69,15 @@ def async_with_session(
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
         or is of the other world; or an option is unknown or invalid.
     """
-    check_scope(options, read_only)
+    scope_request(settings, caller_origin(1))
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
             return type(target)(decorate(target.__func__))
         place = find_place(target, async_colour)
-        label = name or str(getattr(target, "__qualname__", type(target).__qualname__))
-        opening = _Opening(label, database, read_only, options, origin_of(target))
+        request = scope_request(settings, origin_of(target))
+        label = getattr(target, "__qualname__", type(target).__qualname__)
+        opening = _Opening(database, request._replace(name=request.name or str(label)))
         if is_generator(target, async_colour):
             wrapper: Any = async_generating(target, place, opening.scope)
         else:

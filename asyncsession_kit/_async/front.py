@@ -6,41 +6,36 @@ from typing import Unpack
 
 from .._ambient import async_ambient
 from .._callsite import caller_origin
+from .._request import scope_request
 from .._state import SessionState
 from .._types import AsyncSession
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import ScopeOptions, ScopeSettings, get_session_config
 from ..databases import async_database_named
 from .scope import AsyncSessionScope
 
 
 def async_session_scope(
     *,
-    name: str | None = None,
     database: str | None = None,
     session: AsyncSession | None = None,
-    read_only: bool | None = None,
-    **options: Unpack[ScopeOptions],
+    **settings: Unpack[ScopeSettings],
 ) -> AsyncSessionScope:
     """Return a scope: it opens a session on entry, and commits or rolls back, and closes, on exit.
 
-    Inside an open scope of the same database and the same task (or thread) it joins that one.
-    ``name`` is for messages; ``database`` the registered name; ``session`` one to use as it is,
-    whose owner commits; ``read_only`` makes the server refuse writes.  The options are those of
-    ``configure_session``, for this scope alone.
+    Inside an open scope of the same database and the same task (or thread) it joins that one, or
+    does what ``propagation`` says: ``join``, ``new`` (a transaction of its own), ``nested`` (a
+    savepoint), ``mandatory`` (join, never open), ``never`` (open, never inside another);
+    ``durable=True`` is refused inside another as well.  ``name`` is for messages; ``database`` the
+    registered name; ``session`` one to use as it is, whose owner commits; ``read_only`` makes the
+    server refuse writes.  The options are those of ``configure_session``, for this scope alone.
 
     :raises ConfigurationError: an option is unknown or invalid.
     :raises DatabaseNotConfiguredError: no such database was set up.
     """
-    check_scope(options, read_only)
-    passed = session is not None and database is None
-    return AsyncSessionScope(
-        None if passed else async_database_named(database),
-        options,
-        name=name,
-        session=session,
-        read_only=read_only,
-        origin=caller_origin(1),
-    )
+    request = scope_request(settings, caller_origin(1))
+    if session is not None and database is None:
+        return AsyncSessionScope(None, request, session)
+    return AsyncSessionScope(async_database_named(database), request, session)
 
 
 def get_async_session(

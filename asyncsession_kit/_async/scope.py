@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sqlalchemy.orm import SessionTransaction
+
 from .._ambient import async_ambient
-from .._callsite import Origin, describe
+from .._callsite import describe
 from .._concurrency import async_carry, async_run_core, is_carried, logger
-from .._propagation import Decision, decide, refuse_conflicts, refuse_options_with_session
+from .._hooks import async_run_at_end, async_run_before_commit
+from .._outcome import Outcome
+from .._propagation import (
+    Decision,
+    decide,
+    refuse_conflicts,
+    refuse_options_with_session,
+)
+from .._request import Request
 from .._session import (
     KitSession,
+    begin_savepoint,
     close_core,
     commit_and_close,
     core_of_async_session,
     given_async_session,
+    release_savepoint,
     rollback_and_close,
+    rollback_savepoint,
 )
-from .._state import Outcome, SessionState
+from .._state import SessionState
 from .._types import AsyncSession
-from ..config import ScopeOptions, get_session_config
+from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
 
 if TYPE_CHECKING:
@@ -41,9 +55,8 @@ class AsyncSessionScope:
         "_decision",
         "_ending",
         "_given",
-        "_options",
-        "_origin",
-        "_read_only",
+        "_request",
+        "_savepoint",
         "_session",
         "is_open",
         "name",
@@ -52,25 +65,17 @@ class AsyncSessionScope:
     )
 
     def __init__(
-        self,
-        database: AsyncDatabase | None,
-        options: ScopeOptions,
-        *,
-        name: str | None,
-        session: AsyncSession | None,
-        read_only: bool | None,
-        origin: Origin,
+        self, database: AsyncDatabase | None, request: Request, session: AsyncSession | None = None
     ) -> None:
-        self.name = name
+        self.name = request.name
         self.outer: AsyncSessionScope | None = None
         self.state: SessionState | None = None
         self.is_open = False
         self._database = database
-        self._options = options
+        self._request = request
         self._given = session
-        self._read_only = read_only
-        self._origin = origin
         self._decision = Decision.OPEN
+        self._savepoint: SessionTransaction | None = None
         self._session: AsyncSession | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
@@ -86,6 +91,11 @@ class AsyncSessionScope:
     def session(self) -> AsyncSession | None:
         """Return the open session, or None before and after."""
         return self._session
+
+    @property
+    def core(self) -> KitSession | None:
+        """Return what SQLAlchemy drives under the open session, or None before and after."""
+        return self._core
 
     @property
     def outcome(self) -> Outcome | None:
@@ -112,19 +122,40 @@ class AsyncSessionScope:
         """
         if self.is_open or self.state is not None:
             raise PropagationError(
-                f"the scope made at {describe(self._origin)} was entered twice; make a new one"
+                f"the scope made at {describe(self._request.origin)} was entered twice;"
+                " make a new one"
             )
         if self._given is not None:
             self._use(self._given)
-        elif decide((around := async_ambient.find(self._database)) is not None) is Decision.JOIN:
-            self._join(around.state, around.session)
         else:
-            self._open()
+            self._enter(async_ambient.find(self._database))
+        if self._decision is Decision.SAVEPOINT:
+            await self._begin_savepoint()
         self.is_open = True
         if self.state is not None:
             async_ambient.push(self)
         assert self._session is not None
         return self._session
+
+    def _enter(self, around: AsyncSessionScope | None) -> None:
+        outer = None if around is None else around.state
+        self._decision = decide(self._request.propagation, self._request.durable, outer)
+        if around is None or outer is None or self._decision is Decision.OPEN:
+            self._open()
+            assert self.state is not None
+            self.state.enclosing = outer is not None
+            return
+        assert around.session is not None
+        self._join(outer, around.session)
+
+    async def _begin_savepoint(self) -> None:
+        assert self._session is not None and self.state is not None
+        try:
+            self._savepoint = await async_run_core(self._session, begin_savepoint)
+        except BaseException:
+            # The body will not run; what the attempt did to the transaction is the outer's to see.
+            self.state.joined -= 1
+            raise
 
     def _use(self, session: AsyncSession) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
@@ -132,23 +163,24 @@ class AsyncSessionScope:
         if state is not None:
             self._database = state.database
         if state is not None and state.scoped:
+            self._decision = Decision.JOIN
             self._join(state, session)
             return
-        refuse_options_with_session(self._options, self._read_only)
+        refuse_options_with_session(self._request.options, self._request.read_only)
         self._decision = Decision.LEND
         self._session = session
 
     def _join(self, state: SessionState, session: AsyncSession) -> None:
-        refuse_conflicts(state, self._options, self._read_only)
-        self._decision = Decision.JOIN
+        refuse_conflicts(state, self._request.options, self._request.read_only)
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_async_session(session)
 
     def _open(self) -> None:
         assert self._database is not None
-        config = get_session_config().merged(self._options)
-        self.state = SessionState(config, self._origin, bool(self._read_only))
+        request = self._request
+        config = get_session_config().merged(request.options)
+        self.state = SessionState(config, request.origin, bool(request.read_only))
         self.state.scoped = True
         self._session = self._database.new_session(self.state)
         self._core = core_of_async_session(self._session)
@@ -170,7 +202,7 @@ class AsyncSessionScope:
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
         if self._decision is not Decision.OPEN:
-            self._leave_joined(exc)
+            await self._leave_joined(exc)
             return
         state, core = self.state, self._core
         assert state is not None and core is not None
@@ -190,22 +222,62 @@ class AsyncSessionScope:
             normally = exc is None
         finally:
             self._leave(state, normally)
+            if state.hooks is not None and self._ending is not None:
+                await async_run_at_end(state.hooks, self._ending)
 
-    def _leave_joined(self, exc: BaseException | None) -> None:
+    async def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
-        if self.state is not None and self._core is not None:
-            self.state.joined = max(0, self.state.joined - 1)
-            # A generator that is closed early has not failed: its caller has seen enough.
-            if exc is not None and not isinstance(exc, GeneratorExit):
-                self._core.kit_mark_failed(self.name or describe(self._origin), exc)
-                self._ending = Outcome.ROLLED_BACK
-        self._forget()
+        try:
+            if self.state is not None and self._core is not None:
+                self.state.joined = max(0, self.state.joined - 1)
+                if self._savepoint is not None:
+                    await self._end_savepoint(self.state, self._savepoint, exc)
+                # A generator that is closed early has not failed: its caller has seen enough.
+                elif exc is not None and not isinstance(exc, GeneratorExit):
+                    self._mark_failed(exc)
+        finally:
+            self._forget()
+
+    def _mark_failed(self, exc: BaseException) -> None:
+        assert self._core is not None
+        self._core.kit_mark_failed(self.name or describe(self._request.origin), exc)
+        self._ending = Outcome.ROLLED_BACK
+
+    async def _end_savepoint(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException | None
+    ) -> None:
+        """Release the savepoint, or roll back to it, which undoes what failed in it."""
+        assert self._session is not None
+        if exc is None:
+            try:
+                await async_run_core(self._session, partial(release_savepoint, savepoint))
+            except BaseException as error:
+                await self._roll_back_to(state, savepoint, error)
+                raise
+        else:
+            await self._roll_back_to(state, savepoint, exc)
+
+    async def _roll_back_to(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException
+    ) -> None:
+        assert self._session is not None
+        self._ending = Outcome.ROLLED_BACK
+        limit = state.config.cleanup_timeout
+        step = partial(rollback_savepoint, savepoint)
+        try:
+            done = await async_carry(self._session, step, patience=limit, grace=limit)
+        except Exception as error:
+            logger.warning("rolling back to a savepoint failed: %s", type(error).__name__)
+            done = False
+        if not done:
+            # What it held may still be in the transaction, which therefore must not be committed.
+            self._mark_failed(exc)
 
     def suspend(self) -> None:
         """Stop being the open scope: a generator's caller runs until ``resume``."""
         self.is_open = False
         async_ambient.pop(self)
-        if self._decision is Decision.JOIN and self.state is not None:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT) and self.state is not None:
             self.state.joined -= 1
 
     def resume(self) -> None:
@@ -213,7 +285,7 @@ class AsyncSessionScope:
         self.is_open = True
         if self.state is None:
             return
-        if self._decision is Decision.JOIN:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT):
             self.state.joined += 1
         else:
             self.state.take_over()
@@ -223,6 +295,8 @@ class AsyncSessionScope:
         """Commit; in a task of its own if the scope may have written."""
         assert self._session is not None
         try:
+            if state.hooks is not None:
+                await async_run_before_commit(state.hooks)
             if core.kit_may_have_written():
                 grace = state.config.commit_grace
                 await async_carry(self._session, commit_and_close, patience=None, grace=grace)
@@ -250,10 +324,10 @@ class AsyncSessionScope:
         lost = core.kit_has_uncommitted_work()
         await self._ensure_closed(state)
         if lost:
-            code, line = self._origin
+            code, line = self._request.origin
             warnings.warn_explicit(
-                f"the scope {self.name or describe(self._origin)} has auto_commit=False and ended"
-                " with work that was never committed; it was discarded. Call commit() in the body,"
+                f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
+                " ended with work that was never committed; it was discarded. Call commit() in the body,"
                 " or rollback() to say that this is meant",
                 UncommittedWorkWarning,
                 code.co_filename,

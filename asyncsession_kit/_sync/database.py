@@ -21,10 +21,12 @@ from .._engines import (
     read_only_options,
     source_target,
 )
+from .._holders import Holders
+from .._request import scope_request
 from .._session import kit_class
 from .._state import SessionState, arguments
 from .._types import Engine, Session, create_engine, unwrap_engine
-from ..config import ScopeOptions, check_scope, get_session_config
+from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .scope import SessionScope
 from .turn import begin
 
@@ -57,6 +59,7 @@ class Database:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._read_only: Engine | None = None
+        self._holders: Holders | None = None
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -86,7 +89,9 @@ class Database:
         with self._lock:
             if self._engine is None:
                 engine = engine_of(self._source) or self._create()
-                self._limits = prepare(unwrap_engine(engine), self._source, begin)
+                core = unwrap_engine(engine)
+                self._limits = prepare(core, self._source, begin)
+                self._holders = self._source.holders(core)
                 self._engine = engine
             return self._engine
 
@@ -106,24 +111,18 @@ class Database:
         state.database = self
         on_begin = begin_hook(self._source.dialect, state.config)
         engine = self._read_only_engine() if state.read_only else self.engine
+        state.engine = engine
+        state.holders = self._holders
         return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
 
     def session_scope(
-        self,
-        *,
-        name: str | None = None,
-        session: Session | None = None,
-        read_only: bool | None = None,
-        **options: Unpack[ScopeOptions],
+        self, *, session: Session | None = None, **settings: Unpack[ScopeSettings]
     ) -> SessionScope:
         """Return a scope on this database, as the function of the package does on a registered one.
 
         :raises ConfigurationError: an option is unknown or invalid.
         """
-        check_scope(options, read_only)
-        return SessionScope(
-            self, options, name=name, session=session, read_only=read_only, origin=caller_origin(1)
-        )
+        return SessionScope(self, scope_request(settings, caller_origin(1)), session)
 
     def get_session(self, **options: Unpack[ScopeOptions]) -> Session:
         """Return a session that the caller commits and closes.

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Concatenate, Unpack, overload
 
-from .._callsite import Origin
+from .._callsite import caller_origin
 from .._generators import generating
 from .._injection import Place, colour, find_place, is_generator, origin_of, publish
 from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
+from .._request import Request, scope_request
 from .._types import Session
-from ..config import ScopeOptions, check_scope
+from ..config import ScopeSettings
 from ..databases import database_named
 from .scope import SessionScope
 
@@ -20,36 +21,18 @@ from .scope import SessionScope
 class _Opening:
     """Is what a decorated function opens at each call."""
 
-    __slots__ = ("_database", "_name", "_options", "_origin", "_read_only")
+    __slots__ = ("_bare", "_database", "_request")
 
-    def __init__(
-        self,
-        name: str,
-        database: str | None,
-        read_only: bool | None,
-        options: ScopeOptions,
-        origin: Origin,
-    ) -> None:
-        self._name = name
+    def __init__(self, database: str | None, request: Request) -> None:
         self._database = database
-        self._read_only = read_only
-        self._options = options
-        self._origin = origin
+        self._request = request
+        self._bare = request.bare()
 
     def scope(self, given: Session | None) -> SessionScope:
         """Return the scope of one call; a session that was passed is used as it is."""
         if given is not None:
-            return SessionScope(
-                None, {}, name=self._name, session=given, read_only=None, origin=self._origin
-            )
-        return SessionScope(
-            database_named(self._database),
-            self._options,
-            name=self._name,
-            session=None,
-            read_only=self._read_only,
-            origin=self._origin,
-        )
+            return SessionScope(None, self._bare, given)
+        return SessionScope(database_named(self._database), self._request)
 
 
 # A method whose owner is itself a session would fit two of these; the first one is meant then.
@@ -66,19 +49,15 @@ def with_session(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
 def with_session(
     *,
-    name: str | None = None,
     database: str | None = None,
-    read_only: bool | None = None,
-    **options: Unpack[ScopeOptions],
+    **settings: Unpack[ScopeSettings],
 ) -> Injector: ...
 def with_session(
     function: Any = None,
     /,
     *,
-    name: str | None = None,
     database: str | None = None,
-    read_only: bool | None = None,
-    **options: Unpack[ScopeOptions],
+    **settings: Unpack[ScopeSettings],
 ) -> Any:
     """Run each call of the function in a scope, and give it the session.
 
@@ -91,14 +70,15 @@ def with_session(
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
         or is of the other world; or an option is unknown or invalid.
     """
-    check_scope(options, read_only)
+    scope_request(settings, caller_origin(1))
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
             return type(target)(decorate(target.__func__))
         place = find_place(target, colour)
-        label = name or str(getattr(target, "__qualname__", type(target).__qualname__))
-        opening = _Opening(label, database, read_only, options, origin_of(target))
+        request = scope_request(settings, origin_of(target))
+        label = getattr(target, "__qualname__", type(target).__qualname__)
+        opening = _Opening(database, request._replace(name=request.name or str(label)))
         if is_generator(target, colour):
             wrapper: Any = generating(target, place, opening.scope)
         else:

@@ -4,24 +4,38 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sqlalchemy.orm import SessionTransaction
+
 from .._ambient import ambient
-from .._callsite import Origin, describe
+from .._callsite import describe
 from .._concurrency import carry, is_carried, logger, run_core
-from .._propagation import Decision, decide, refuse_conflicts, refuse_options_with_session
+from .._hooks import run_at_end, run_before_commit
+from .._outcome import Outcome
+from .._propagation import (
+    Decision,
+    decide,
+    refuse_conflicts,
+    refuse_options_with_session,
+)
+from .._request import Request
 from .._session import (
     KitSession,
+    begin_savepoint,
     close_core,
     commit_and_close,
     core_of_session,
     given_session,
+    release_savepoint,
     rollback_and_close,
+    rollback_savepoint,
 )
-from .._state import Outcome, SessionState
+from .._state import SessionState
 from .._types import Session
-from ..config import ScopeOptions, get_session_config
+from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
 
 if TYPE_CHECKING:
@@ -42,9 +56,8 @@ class SessionScope:
         "_decision",
         "_ending",
         "_given",
-        "_options",
-        "_origin",
-        "_read_only",
+        "_request",
+        "_savepoint",
         "_session",
         "is_open",
         "name",
@@ -53,25 +66,17 @@ class SessionScope:
     )
 
     def __init__(
-        self,
-        database: Database | None,
-        options: ScopeOptions,
-        *,
-        name: str | None,
-        session: Session | None,
-        read_only: bool | None,
-        origin: Origin,
+        self, database: Database | None, request: Request, session: Session | None = None
     ) -> None:
-        self.name = name
+        self.name = request.name
         self.outer: SessionScope | None = None
         self.state: SessionState | None = None
         self.is_open = False
         self._database = database
-        self._options = options
+        self._request = request
         self._given = session
-        self._read_only = read_only
-        self._origin = origin
         self._decision = Decision.OPEN
+        self._savepoint: SessionTransaction | None = None
         self._session: Session | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
@@ -87,6 +92,11 @@ class SessionScope:
     def session(self) -> Session | None:
         """Return the open session, or None before and after."""
         return self._session
+
+    @property
+    def core(self) -> KitSession | None:
+        """Return what SQLAlchemy drives under the open session, or None before and after."""
+        return self._core
 
     @property
     def outcome(self) -> Outcome | None:
@@ -113,19 +123,40 @@ class SessionScope:
         """
         if self.is_open or self.state is not None:
             raise PropagationError(
-                f"the scope made at {describe(self._origin)} was entered twice; make a new one"
+                f"the scope made at {describe(self._request.origin)} was entered twice;"
+                " make a new one"
             )
         if self._given is not None:
             self._use(self._given)
-        elif decide((around := ambient.find(self._database)) is not None) is Decision.JOIN:
-            self._join(around.state, around.session)
         else:
-            self._open()
+            self._enter(ambient.find(self._database))
+        if self._decision is Decision.SAVEPOINT:
+            self._begin_savepoint()
         self.is_open = True
         if self.state is not None:
             ambient.push(self)
         assert self._session is not None
         return self._session
+
+    def _enter(self, around: SessionScope | None) -> None:
+        outer = None if around is None else around.state
+        self._decision = decide(self._request.propagation, self._request.durable, outer)
+        if around is None or outer is None or self._decision is Decision.OPEN:
+            self._open()
+            assert self.state is not None
+            self.state.enclosing = outer is not None
+            return
+        assert around.session is not None
+        self._join(outer, around.session)
+
+    def _begin_savepoint(self) -> None:
+        assert self._session is not None and self.state is not None
+        try:
+            self._savepoint = run_core(self._session, begin_savepoint)
+        except BaseException:
+            # The body will not run; what the attempt did to the transaction is the outer's to see.
+            self.state.joined -= 1
+            raise
 
     def _use(self, session: Session) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
@@ -133,23 +164,24 @@ class SessionScope:
         if state is not None:
             self._database = state.database
         if state is not None and state.scoped:
+            self._decision = Decision.JOIN
             self._join(state, session)
             return
-        refuse_options_with_session(self._options, self._read_only)
+        refuse_options_with_session(self._request.options, self._request.read_only)
         self._decision = Decision.LEND
         self._session = session
 
     def _join(self, state: SessionState, session: Session) -> None:
-        refuse_conflicts(state, self._options, self._read_only)
-        self._decision = Decision.JOIN
+        refuse_conflicts(state, self._request.options, self._request.read_only)
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_session(session)
 
     def _open(self) -> None:
         assert self._database is not None
-        config = get_session_config().merged(self._options)
-        self.state = SessionState(config, self._origin, bool(self._read_only))
+        request = self._request
+        config = get_session_config().merged(request.options)
+        self.state = SessionState(config, request.origin, bool(request.read_only))
         self.state.scoped = True
         self._session = self._database.new_session(self.state)
         self._core = core_of_session(self._session)
@@ -191,22 +223,62 @@ class SessionScope:
             normally = exc is None
         finally:
             self._leave(state, normally)
+            if state.hooks is not None and self._ending is not None:
+                run_at_end(state.hooks, self._ending)
 
     def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
-        if self.state is not None and self._core is not None:
-            self.state.joined = max(0, self.state.joined - 1)
-            # A generator that is closed early has not failed: its caller has seen enough.
-            if exc is not None and not isinstance(exc, GeneratorExit):
-                self._core.kit_mark_failed(self.name or describe(self._origin), exc)
-                self._ending = Outcome.ROLLED_BACK
-        self._forget()
+        try:
+            if self.state is not None and self._core is not None:
+                self.state.joined = max(0, self.state.joined - 1)
+                if self._savepoint is not None:
+                    self._end_savepoint(self.state, self._savepoint, exc)
+                # A generator that is closed early has not failed: its caller has seen enough.
+                elif exc is not None and not isinstance(exc, GeneratorExit):
+                    self._mark_failed(exc)
+        finally:
+            self._forget()
+
+    def _mark_failed(self, exc: BaseException) -> None:
+        assert self._core is not None
+        self._core.kit_mark_failed(self.name or describe(self._request.origin), exc)
+        self._ending = Outcome.ROLLED_BACK
+
+    def _end_savepoint(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException | None
+    ) -> None:
+        """Release the savepoint, or roll back to it, which undoes what failed in it."""
+        assert self._session is not None
+        if exc is None:
+            try:
+                run_core(self._session, partial(release_savepoint, savepoint))
+            except BaseException as error:
+                self._roll_back_to(state, savepoint, error)
+                raise
+        else:
+            self._roll_back_to(state, savepoint, exc)
+
+    def _roll_back_to(
+        self, state: SessionState, savepoint: SessionTransaction, exc: BaseException
+    ) -> None:
+        assert self._session is not None
+        self._ending = Outcome.ROLLED_BACK
+        limit = state.config.cleanup_timeout
+        step = partial(rollback_savepoint, savepoint)
+        try:
+            done = carry(self._session, step, patience=limit, grace=limit)
+        except Exception as error:
+            logger.warning("rolling back to a savepoint failed: %s", type(error).__name__)
+            done = False
+        if not done:
+            # What it held may still be in the transaction, which therefore must not be committed.
+            self._mark_failed(exc)
 
     def suspend(self) -> None:
         """Stop being the open scope: a generator's caller runs until ``resume``."""
         self.is_open = False
         ambient.pop(self)
-        if self._decision is Decision.JOIN and self.state is not None:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT) and self.state is not None:
             self.state.joined -= 1
 
     def resume(self) -> None:
@@ -214,7 +286,7 @@ class SessionScope:
         self.is_open = True
         if self.state is None:
             return
-        if self._decision is Decision.JOIN:
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT):
             self.state.joined += 1
         else:
             self.state.take_over()
@@ -224,6 +296,8 @@ class SessionScope:
         """Commit; in a task of its own if the scope may have written."""
         assert self._session is not None
         try:
+            if state.hooks is not None:
+                run_before_commit(state.hooks)
             if core.kit_may_have_written():
                 grace = state.config.commit_grace
                 carry(self._session, commit_and_close, patience=None, grace=grace)
@@ -251,10 +325,10 @@ class SessionScope:
         lost = core.kit_has_uncommitted_work()
         self._ensure_closed(state)
         if lost:
-            code, line = self._origin
+            code, line = self._request.origin
             warnings.warn_explicit(
-                f"the scope {self.name or describe(self._origin)} has auto_commit=False and ended"
-                " with work that was never committed; it was discarded. Call commit() in the body,"
+                f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
+                " ended with work that was never committed; it was discarded. Call commit() in the body,"
                 " or rollback() to say that this is meant",
                 UncommittedWorkWarning,
                 code.co_filename,

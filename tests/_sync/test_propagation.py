@@ -1,0 +1,249 @@
+# Generated from _async/test_propagation.py by asyncsession_kit._tools.unasync; do not edit.
+"""Transactions within transactions: what a scope does where another is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import select
+
+from asyncsession_kit import (
+    ConfigurationError,
+    Database,
+    PoolDeadlockError,
+    PropagationError,
+    UnexpectedRollbackError,
+    current_session,
+)
+from asyncsession_kit._types import unwrap_engine
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account, Base
+
+
+class BodyFailed(Exception):
+    """Is what the bodies of these tests raise."""
+
+
+@pytest.fixture
+def pg(pg_database: PgDatabase) -> Iterator[Database]:
+    """A PostgreSQL database, whose writers do not wait for each other."""
+    database = Database(pg_database.url)
+    database.create_all(Base.metadata)
+    yield database
+    database.dispose()
+
+
+def names(db: Database) -> list[str]:
+    with db.session_scope(read_only=True, propagation="new") as session:
+        return list(session.scalars(select(Account.name).order_by(Account.name)))
+
+
+def add(db: Database, name: str) -> None:
+    with db.session_scope() as session:
+        session.add(Account(name=name))
+
+
+def checked_out(db: Database) -> int:
+    return unwrap_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
+
+
+# --- new ------------------------------------------------------------------------------------------
+
+
+def test_new_is_a_transaction_of_its_own(pg: Database) -> None:
+    """What a new scope did stays, whatever becomes of the outer one."""
+    outer, inner = pg.session_scope(), pg.session_scope(propagation="new")
+    with pytest.raises(BodyFailed):
+        with outer as session:
+            session.add(Account(name="outer"))
+            session.flush()
+            with inner as other:
+                assert other is not session
+                assert current_session() is other
+                other.add(Account(name="inner"))
+            assert current_session() is session
+            raise BodyFailed
+    assert (outer.outcome, inner.outcome) == ("rolled_back", "committed")
+    assert names(pg) == ["inner"]
+
+
+def test_a_failed_new_scope_leaves_the_outer_one_alone(pg: Database) -> None:
+    """A new scope's failure can be swallowed: it was another transaction."""
+    with pg.session_scope() as session:
+        session.add(Account(name="outer"))
+        with pytest.raises(BodyFailed):
+            with pg.session_scope(propagation="new") as other:
+                other.add(Account(name="inner"))
+                other.flush()
+                raise BodyFailed
+    assert names(pg) == ["outer"]
+
+
+def test_new_cannot_wait_for_its_own_connection(pg_database: PgDatabase) -> None:
+    """With the last connection held by the outer scope, new is refused at once, with the holder."""
+    db = Database(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=30)
+    db.create_all(Base.metadata)
+    with db.session_scope() as session:
+        session.add(Account(name="outer"))
+        session.flush()
+        with pytest.raises(PoolDeadlockError, match=r"held by .*test_propagation\.py"):
+            with db.session_scope(propagation="new") as other:
+                other.execute(select(Account))
+    with db.session_scope() as session:
+        with db.session_scope(propagation="new") as other:
+            other.add(Account(name="inner"))
+        session.add(Account(name="last"))
+    assert names(db) == ["inner", "last", "outer"]
+    db.dispose()
+
+
+# --- nested ---------------------------------------------------------------------------------------
+
+
+def test_nested_is_a_savepoint(db: Database) -> None:
+    """A nested scope is the same session, and its work ends with the outer transaction."""
+    outer, inner = db.session_scope(), db.session_scope(propagation="nested")
+    with outer as session:
+        with inner as same:
+            assert same is session
+            assert session.in_nested_transaction()
+            session.add(Account(name="a"))
+        assert not session.in_nested_transaction()
+        assert inner.outcome is None
+    assert (inner.outcome, outer.outcome, outer.commits) == ("committed", "committed", 1)
+    assert names(db) == ["a"]
+
+
+def test_a_failed_nested_scope_undoes_its_own_work_only(db: Database) -> None:
+    """Its exception can be swallowed outside: the outer transaction goes on without its work."""
+    inner = db.session_scope(propagation="nested")
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(BodyFailed):
+            with inner:
+                session.add(Account(name="b"))
+                session.flush()
+                raise BodyFailed
+        session.add(Account(name="c"))
+    assert inner.outcome == "rolled_back"
+    assert names(db) == ["a", "c"]
+
+
+def test_a_statement_error_that_leaves_a_nested_scope_is_undone(db: Database) -> None:
+    """To try something that may fail is what nested scopes are for."""
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(Exception, match="(?i)unique"):
+            with db.session_scope(propagation="nested"):
+                session.add(Account(name="a"))
+        session.add(Account(name="b"))
+    assert names(db) == ["a", "b"]
+
+
+def test_an_error_swallowed_in_a_nested_scope_is_told_when_it_ends(
+    db: Database,
+) -> None:
+    """A joined scope that failed inside a savepoint forbids its release, and no more than that."""
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(UnexpectedRollbackError):
+            with db.session_scope(propagation="nested"):
+                session.add(Account(name="b"))
+                with pytest.raises(BodyFailed):
+                    with db.session_scope():
+                        raise BodyFailed
+        session.add(Account(name="c"))
+    assert names(db) == ["a", "c"]
+
+
+def test_nested_scopes_nest(db: Database) -> None:
+    """Each level undoes its own work, and that of the levels inside it."""
+    with db.session_scope() as session:
+        session.add(Account(name="1"))
+        with pytest.raises(BodyFailed):
+            with db.session_scope(propagation="nested"):
+                session.add(Account(name="2"))
+                with db.session_scope(propagation="nested"):
+                    session.add(Account(name="3"))
+                raise BodyFailed
+        with db.session_scope(propagation="nested"):
+            session.add(Account(name="4"))
+            with pytest.raises(BodyFailed):
+                with db.session_scope(propagation="nested"):
+                    session.add(Account(name="5"))
+                    session.flush()
+                    raise BodyFailed
+    assert names(db) == ["1", "4"]
+
+
+def test_a_nested_scope_may_not_end_the_transaction(db: Database) -> None:
+    """commit() and rollback() belong to the outermost scope."""
+    with db.session_scope() as session, db.session_scope(propagation="nested"):
+        with pytest.raises(PropagationError):
+            session.commit()
+        with pytest.raises(PropagationError):
+            session.rollback()
+
+
+def test_nested_with_nothing_open_is_a_scope(db: Database) -> None:
+    """There is nothing to make a savepoint in, so it opens one."""
+    with db.session_scope(propagation="nested") as session:
+        session.add(Account(name="a"))
+        assert not session.in_nested_transaction()
+    assert names(db) == ["a"]
+
+
+def test_a_savepoint_that_cannot_be_made_is_told(db: Database) -> None:
+    """What was pending is flushed first: its error arrives and the body never runs."""
+    add(db, "a")
+    outer = db.session_scope()
+    with pytest.raises(Exception, match="(?i)unique"):
+        with outer as session:
+            session.add(Account(name="a"))
+            with db.session_scope(propagation="nested"):
+                pytest.fail("the body ran")
+    assert outer.outcome == "rolled_back"
+    assert checked_out(db) == 0
+    with db.session_scope() as session:
+        session.add(Account(name="b"))
+        session.commit()
+    assert names(db) == ["a", "b"]
+
+
+# --- mandatory, never, durable --------------------------------------------------------------------
+
+
+def test_mandatory_joins_or_refuses(db: Database) -> None:
+    """A mandatory scope takes part in the open one, and says when there is none."""
+    with pytest.raises(PropagationError, match="needs an open scope"):
+        with db.session_scope(propagation="mandatory"):
+            pytest.fail("the body ran")
+    with db.session_scope() as session:
+        with db.session_scope(propagation="mandatory") as same:
+            assert same is session
+
+
+@pytest.mark.parametrize("options", [{"propagation": "never"}, {"durable": True}])
+def test_never_and_durable_are_outermost(db: Database, options: dict[str, object]) -> None:
+    """A scope that must be outermost opens one, and is refused inside another, naming its line."""
+    with db.session_scope(**options) as session:  # type: ignore[arg-type]
+        session.add(Account(name="a"))
+    with pytest.raises(PropagationError, match=r"test_propagation\.py"):
+        with db.session_scope():
+            with db.session_scope(**options):  # type: ignore[arg-type]
+                pytest.fail("the body ran")
+    assert names(db) == ["a"]
+
+
+@pytest.mark.parametrize("value", ["requires_new", None, 3])
+def test_an_unknown_propagation_is_refused(sqlite_db: Database, value: object) -> None:
+    """The message names those there are."""
+    with pytest.raises(ConfigurationError, match="join, new, nested, mandatory, never"):
+        sqlite_db.session_scope(propagation=value)  # type: ignore[arg-type]
+
+
+def test_durable_is_a_bool(sqlite_db: Database) -> None:
+    """A value that is neither True nor False is refused."""
+    with pytest.raises(ConfigurationError, match="durable=1"):
+        sqlite_db.session_scope(durable=1)  # type: ignore[arg-type]
