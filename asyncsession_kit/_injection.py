@@ -208,8 +208,7 @@ def _refuse_other_colour(code: Any, world: Colour, refuse: Callable[[str], NoRet
 
 
 def _refuse(function: Function, world: Colour, signature: inspect.Signature, why: str) -> NoReturn:
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    raise ConfigurationError(f"@{world.decorator} on {name}{signature}: {why}")
+    raise ConfigurationError(f"@{world.decorator} on {name_of(function)}{signature}: {why}")
 
 
 def _code_of(function: Any) -> Any:
@@ -314,6 +313,13 @@ def _says(node: ast.expr, name: str) -> bool:
 
 
 # --- what the decorated function shows ------------------------------------------------------------
+
+
+def name_of(function: Function) -> str:
+    """Return what messages call the function."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def origin_of(function: Function) -> Origin:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from sqlalchemy import BindParameter, CompoundSelect, Select, TableClause, TextClause
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.sql.elements import BinaryExpression, ColumnClause, ColumnElement
 from sqlalchemy.sql.expression import TextualSelect
 from sqlalchemy.sql.functions import Function, FunctionElement, next_value
 from sqlalchemy.sql.lambdas import StatementLambdaElement
-from sqlalchemy.sql.selectable import AliasedReturnsRows, SelectStatementGrouping
+from sqlalchemy.sql.selectable import (
+    AliasedReturnsRows,
+    FromClause,
+    Join,
+    SelectStatementGrouping,
+)
 from sqlalchemy.sql.visitors import ExternallyTraversible
 
 # A read; something that looks like a read but may have effects; anything else.
@@ -55,24 +61,31 @@ def statement_level(clause: object) -> int:
 
 def _select_level(select: Select[tuple[object, ...]]) -> int:
     """Look where effects are found in practice, not at every element: this runs each time."""
+    # The parts of a Select have no public name but inner_columns, which costs ten times all of this
+    # because it spells out every column of an entity; a test watches the private ones.
     level = READ
-    sources: set[object] = {*select._independent_ctes, *select._from_obj}
-    for column in select.inner_columns:
+    sources: list[object] = [*select._independent_ctes, *select._from_obj]
+    for column in select._raw_columns:
         if isinstance(column, ColumnClause) and not column.is_literal:
-            sources.add(column.table)
-        else:
+            sources.append(column.table)
+        elif isinstance(column, FromClause) and not isinstance(column, Join | FunctionElement):
+            sources.append(column)
+        elif not isinstance(column, BindParameter):
             level = max(level, _effects(column))
-    sources.update(join[0] for join in select._setup_joins)
-    level = max([level, *map(_source_level, sources)])
+    sources.extend(join[0] for join in select._setup_joins)
+    for source in sources:
+        if isinstance(source, AliasedReturnsRows):
+            level = max(level, _effects(source.element))
     # A function among the conditions is nearly always a plain one, unlike a selected one.
-    hidden = any(_effects(criterion) == WRITE for criterion in select._where_criteria)
+    hidden = any(_hides_write(criterion) for criterion in select._where_criteria)
     return WRITE if hidden else level
 
 
-def _source_level(source: object) -> int:
-    if isinstance(source, AliasedReturnsRows):
-        return _effects(source.element)
-    return READ
+def _hides_write(criterion: ColumnElement[bool]) -> bool:
+    plain = type(criterion) is BinaryExpression and (
+        isinstance(criterion.left, _LEAVES) and isinstance(criterion.right, _LEAVES)
+    )
+    return not plain and _effects(criterion) == WRITE
 
 
 def _effects(element: ExternallyTraversible) -> int:
@@ -96,6 +109,7 @@ def _is_opaque(element: object) -> bool:
     return type(element) in _OPAQUE
 
 
+@lru_cache(maxsize=1024)
 def _text_level(text: str) -> int:
     bare = _HARMLESS.sub(" ", text)
     word = _WORD.search(bare)

@@ -61,7 +61,9 @@ class KitSession(Session):
         if running_task() is not state.owner:
             state.admit(self)
 
-    def get_bind(self, mapper: Any = None, **arguments: Any) -> Any:
+    def get_bind(
+        self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **arguments: Any
+    ) -> Any:
         """Check the caller and note what the statement may be: everything that is sent asks here.
 
         :raises SessionClosedError: the session was closed.
@@ -69,7 +71,7 @@ class KitSession(Session):
         """
         state = self.kit_state
         self.kit_check()
-        if (bind := arguments.get("bind")) is not None and bind is not self.bind:
+        if bind is not None and bind is not self.bind:
             raise ConfigurationError(
                 f"{bind!r} is not the engine of this session; a transaction has one database:"
                 " open a scope of the other"
@@ -77,8 +79,15 @@ class KitSession(Session):
         if state.enclosing and state.connection is None and state.holders is not None:
             state.holders.wait(state)
         if state.level < WRITE:
-            state.level = max(state.level, statement_level(arguments.get("clause")))
-        return super().get_bind(mapper, **arguments)
+            state.level = max(state.level, statement_level(clause))
+        return super().get_bind(mapper, clause=clause, bind=bind, **arguments)
+
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
+        """Return the connection of the transaction; an engine that is named is checked first."""
+        if bind_arguments and "bind" in bind_arguments:
+            # SQLAlchemy takes a bind that is named without asking get_bind().
+            self.get_bind(**bind_arguments)
+        return super().connection(bind_arguments, execution_options)
 
     def kit_may_have_written(self) -> bool:
         """Tell whether a COMMIT now could store something."""
@@ -86,6 +95,9 @@ class KitSession(Session):
 
     def kit_has_changes(self) -> bool:
         """Tell whether objects wait to be flushed."""
+        # Nearly always so, and much cheaper to see than the three sets below are to build.
+        if not self.identity_map and not self.new:
+            return False
         return bool(self.new or self.deleted or any(map(self.is_modified, self.dirty)))
 
     def kit_has_uncommitted_work(self) -> bool:
@@ -111,21 +123,13 @@ class KitSession(Session):
 
         :raises ReadOnlyTransactionError: the scope is read-only and objects were changed.
         """
-        state = self.kit_state
         self.kit_check()
-        if not self.kit_has_changes():
-            super().flush(objects)
-            return
-        if state.read_only:
-            raise ReadOnlyTransactionError(
-                f"a read-only scope (opened at {describe(state.origin)}) has changes to"
-                f" {_named_objects(self)}; open it without read_only=True to write"
-            )
-        state.level = WRITE
         try:
             super().flush(objects)
+        except ReadOnlyTransactionError:
+            raise
         except BaseException as error:
-            state.flush_error = error
+            self.kit_state.flush_error = error
             raise
 
     def commit(self) -> None:
@@ -182,6 +186,10 @@ class KitSession(Session):
         if state.closed:
             return
         self.kit_check()
+        # Without objects and a transaction there is nothing to let go of.
+        if not self.identity_map and not self.new and not self.in_transaction():
+            state.closed = True
+            return
         try:
             super().close()
         finally:
@@ -256,6 +264,19 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
         run_at_begin(state.hooks, state.engine, conn)
 
 
+def _before_flush(session: KitSession, context: object, objects: object) -> None:
+    """Note that there is work; SQLAlchemy tells only when objects were touched."""
+    state = session.kit_state
+    if not session.kit_has_changes():
+        return
+    if state.read_only:
+        raise ReadOnlyTransactionError(
+            f"a read-only scope (opened at {describe(state.origin)}) has changes to"
+            f" {_named_objects(session)}; open it without read_only=True to write"
+        )
+    state.level = WRITE
+
+
 def _before_commit(session: KitSession) -> None:
     if session.in_nested_transaction():
         return
@@ -292,6 +313,7 @@ def _after_transaction_end(session: KitSession, transaction: SessionTransaction)
 
 # First in line, so that an application's listener that raises cannot hide that a COMMIT took place.
 event.listen(KitSession, "after_begin", _after_begin, insert=True, propagate=True)
+event.listen(KitSession, "before_flush", _before_flush, insert=True, propagate=True)
 event.listen(KitSession, "before_commit", _before_commit, insert=True, propagate=True)
 event.listen(KitSession, "after_commit", _after_commit, insert=True, propagate=True)
 event.listen(KitSession, "after_soft_rollback", _after_soft_rollback, insert=True, propagate=True)

@@ -169,11 +169,6 @@ def _is_ambiguous(error: BaseException | None) -> bool:
     return lost or (error is not None and not isinstance(error, Exception))
 
 
-def arguments(state: SessionState) -> dict[str, Any]:
-    """Return what the session class is constructed with for this state."""
-    return {**state.config.session_arguments(), "close_resets_only": False, "kit_state": state}
-
-
 def carried_state() -> SessionState | None:
     """Return the state of the session that the current exit task ends, or None in any other."""
     return getattr(carried_for(), "kit_state", None)

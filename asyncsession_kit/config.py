@@ -91,10 +91,6 @@ class SessionConfig:
             _check_of(name)
         return replace(self, **options) if options else self
 
-    def session_arguments(self) -> dict[str, Any]:
-        """Return what an SQLAlchemy session is constructed with."""
-        return {"expire_on_commit": self.expire_on_commit, "autoflush": self.autoflush}
-
 
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):

@@ -56,7 +56,7 @@ SCOPE = "scope in the loop"
 CONTROL = "scope in the loop again (A/A)"
 FUNCTION = "function with a scope"
 DECORATED = "decorated function"
-DECORATED_PASSED = "decorated, session by keyword only"
+DECORATED_KEYWORD = "decorated, session by keyword only"
 
 # What is expected of a decorated function in a task.
 SELECT_AT_MOST = 1.02
@@ -75,7 +75,7 @@ class DecoratedTasks(TaskSide):
             CONTROL: _async_scope(self._name),
             FUNCTION: _async_function(self._name),
             DECORATED: _async_decorated(self._name),
-            DECORATED_PASSED: _async_decorated_keyword(self._name),
+            DECORATED_KEYWORD: _async_decorated_keyword(self._name),
         }
 
 

@@ -58,6 +58,9 @@ USES: dict[str, Callable[[AsyncSession], Awaitable[object]]] = {
     "rollback": lambda session: session.rollback(),
     "close": lambda session: session.close(),
     "connection": lambda session: session.connection(),
+    "bound connection": lambda session: session.connection(
+        bind_arguments={"bind": session.sync_session.bind}
+    ),
     "begin_nested": lambda session: session.begin_nested().start(),
     "run_sync": lambda session: session.run_sync(lambda core: core.execute(select(Account))),
     "refresh": lambda session: session.refresh(next(iter(session.identity_map.values()))),

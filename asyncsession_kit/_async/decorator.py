@@ -8,7 +8,7 @@ from typing import Any, Concatenate, Unpack, overload
 
 from .._callsite import caller_origin
 from .._generators import async_generating
-from .._injection import Place, async_colour, find_place, is_generator, origin_of, publish
+from .._injection import Place, async_colour, find_place, is_generator, name_of, origin_of, publish
 from .._protocols import AsyncInjector, AsyncR, AsyncSessionT, Injected, InjectedMethod, P, T
 from .._request import Request, scope_request
 from .._types import AsyncSession
@@ -76,8 +76,7 @@ def async_with_session(
             return type(target)(decorate(target.__func__))
         place = find_place(target, async_colour)
         request = scope_request(settings, origin_of(target))
-        label = getattr(target, "__qualname__", type(target).__qualname__)
-        opening = _Opening(database, request._replace(name=request.name or str(label)))
+        opening = _Opening(database, request._replace(name=request.name or name_of(target)))
         if is_generator(target, async_colour):
             wrapper: Any = async_generating(target, place, opening.scope)
         else:

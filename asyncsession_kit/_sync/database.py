@@ -24,7 +24,7 @@ from .._engines import (
 from .._holders import Holders
 from .._request import scope_request
 from .._session import kit_class
-from .._state import SessionState, arguments
+from .._state import SessionState
 from .._types import Engine, Session, create_engine, unwrap_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .scope import SessionScope
@@ -113,7 +113,14 @@ class Database:
         engine = self._read_only_engine() if state.read_only else self.engine
         state.engine = engine
         state.holders = self._holders
-        return self._session_class(engine, kit_on_begin=on_begin, **arguments(state))
+        return self._session_class(
+            engine,
+            kit_on_begin=on_begin,
+            kit_state=state,
+            expire_on_commit=state.config.expire_on_commit,
+            autoflush=state.config.autoflush,
+            close_resets_only=False,
+        )
 
     def session_scope(
         self, *, session: Session | None = None, **settings: Unpack[ScopeSettings]

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Unpack, overload
 
 from .._callsite import caller_origin
 from .._generators import generating
-from .._injection import Place, colour, find_place, is_generator, origin_of, publish
+from .._injection import Place, colour, find_place, is_generator, name_of, origin_of, publish
 from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
 from .._request import Request, scope_request
 from .._types import Session

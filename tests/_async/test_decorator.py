@@ -457,11 +457,11 @@ async def test_each_call_is_a_scope_of_its_own_with_the_functions_name(db: Async
     await one()
     await one()
     await async_with_session(name="importer")(one.__wrapped__)()
-    await async_with_session()(partial(one.__wrapped__))()
+    await async_with_session()(partial(partial(one.__wrapped__)))()
     assert len({id(scope) for scope in scopes}) == 4
     assert [(scope.outcome, scope.commits) for scope in scopes] == [("committed", 1)] * 4
     function = one.__qualname__
-    assert [scope.name for scope in scopes] == [function, function, "importer", "partial"]
+    assert [scope.name for scope in scopes] == [function, function, "importer", function]
     assert await names(db) == ["1", "2", "3", "4"]
 
 

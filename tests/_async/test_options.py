@@ -253,7 +253,6 @@ NOT_AVAILABLE = {
     "log_level": "INFO",
     "leak_threshold": 60,
     "slow_scope_threshold": 1,
-    "propagation": "new",
     "isolation_level": "SERIALIZABLE",
     "snapshot": False,
     "commit_check": "xid",

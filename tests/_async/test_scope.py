@@ -485,6 +485,8 @@ async def test_another_engine_in_a_scope_is_refused(db: AsyncDatabase) -> None:
             await session.execute(
                 select(1), bind_arguments={"bind": unwrap_async_engine(other.engine)}
             )
+        with pytest.raises(ConfigurationError, match="one database"):
+            await session.connection(bind_arguments={"bind": unwrap_async_engine(other.engine)})
     await other.dispose()
 
 

@@ -458,11 +458,11 @@ def test_each_call_is_a_scope_of_its_own_with_the_functions_name(db: Database) -
     one()
     one()
     with_session(name="importer")(one.__wrapped__)()
-    with_session()(partial(one.__wrapped__))()
+    with_session()(partial(partial(one.__wrapped__)))()
     assert len({id(scope) for scope in scopes}) == 4
     assert [(scope.outcome, scope.commits) for scope in scopes] == [("committed", 1)] * 4
     function = one.__qualname__
-    assert [scope.name for scope in scopes] == [function, function, "importer", "partial"]
+    assert [scope.name for scope in scopes] == [function, function, "importer", function]
     assert names(db) == ["1", "2", "3", "4"]
 
 

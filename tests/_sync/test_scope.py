@@ -484,6 +484,8 @@ def test_another_engine_in_a_scope_is_refused(db: Database) -> None:
     with db.session_scope() as session:
         with pytest.raises(ConfigurationError, match="one database"):
             session.execute(select(1), bind_arguments={"bind": unwrap_engine(other.engine)})
+        with pytest.raises(ConfigurationError, match="one database"):
+            session.connection(bind_arguments={"bind": unwrap_engine(other.engine)})
     other.dispose()
 
 
