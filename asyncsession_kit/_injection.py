@@ -223,6 +223,19 @@ def is_generator(function: Function, world: Colour) -> bool:
     return world.is_generator(_code_of(function))
 
 
+def refuse_savepoint(function: Function, world: Colour, propagation: str) -> None:
+    """Refuse a generator in a savepoint, which what its caller does between two items would be in.
+
+    :raises ConfigurationError: the propagation asks for one.
+    """
+    if propagation == "nested":
+        why = (
+            "propagation='nested' would put what the caller does between two items into the"
+            " generator's savepoint, and roll that back with it; open the savepoint in the body"
+        )
+        _refuse(function, world, inspect.signature(function), why)
+
+
 # --- annotations ----------------------------------------------------------------------------------
 
 

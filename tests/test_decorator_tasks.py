@@ -143,7 +143,7 @@ def test_an_abandoned_generator_is_closed_once_and_inside_its_scope(
 
 
 def test_a_generator_may_return_a_value(tmp_path: Path) -> None:
-    """What a generator of threads returns is the value of ``yield from``, and its work is stored."""
+    """What a generator of threads returns is the value of ``yield from``; its work is stored."""
     setup_database_connection(sqlite_url(tmp_path)).database.create_all(Base.metadata)
 
     @with_session()

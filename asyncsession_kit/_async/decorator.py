@@ -8,7 +8,16 @@ from typing import Any, Concatenate, Unpack, overload
 
 from .._callsite import caller_origin
 from .._generators import async_generating
-from .._injection import Place, async_colour, find_place, is_generator, name_of, origin_of, publish
+from .._injection import (
+    Place,
+    async_colour,
+    find_place,
+    is_generator,
+    name_of,
+    origin_of,
+    publish,
+    refuse_savepoint,
+)
 from .._protocols import AsyncInjector, AsyncR, AsyncSessionT, Injected, InjectedMethod, P, T
 from .._request import Request, scope_request
 from .._types import AsyncSession
@@ -67,7 +76,8 @@ def async_with_session(
     written.  The options are those of a scope; ``name`` is the function's own by default.
 
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
-        or is of the other world; or an option is unknown or invalid.
+        or is of the other world; a generator is to run in a savepoint; or an option is unknown or
+        invalid.
     """
     scope_request(settings, caller_origin(1))
 
@@ -78,6 +88,7 @@ def async_with_session(
         request = scope_request(settings, origin_of(target))
         opening = _Opening(database, request._replace(name=request.name or name_of(target)))
         if is_generator(target, async_colour):
+            refuse_savepoint(target, async_colour, request.propagation)
             wrapper: Any = async_generating(target, place, opening.scope)
         else:
             wrapper = _calling(target, place, opening)

@@ -9,7 +9,16 @@ from typing import Any, Concatenate, Unpack, overload
 
 from .._callsite import caller_origin
 from .._generators import generating
-from .._injection import Place, colour, find_place, is_generator, name_of, origin_of, publish
+from .._injection import (
+    Place,
+    colour,
+    find_place,
+    is_generator,
+    name_of,
+    origin_of,
+    publish,
+    refuse_savepoint,
+)
 from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
 from .._request import Request, scope_request
 from .._types import Session
@@ -68,7 +77,8 @@ def with_session(
     written.  The options are those of a scope; ``name`` is the function's own by default.
 
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
-        or is of the other world; or an option is unknown or invalid.
+        or is of the other world; a generator is to run in a savepoint; or an option is unknown or
+        invalid.
     """
     scope_request(settings, caller_origin(1))
 
@@ -77,9 +87,9 @@ def with_session(
             return type(target)(decorate(target.__func__))
         place = find_place(target, colour)
         request = scope_request(settings, origin_of(target))
-        label = getattr(target, "__qualname__", type(target).__qualname__)
-        opening = _Opening(database, request._replace(name=request.name or str(label)))
+        opening = _Opening(database, request._replace(name=request.name or name_of(target)))
         if is_generator(target, colour):
+            refuse_savepoint(target, colour, request.propagation)
             wrapper: Any = generating(target, place, opening.scope)
         else:
             wrapper = _calling(target, place, opening)

@@ -595,8 +595,32 @@ async def test_a_function_belongs_to_the_database_it_names(
     await async_dispose_database("other")
 
 
+async def test_a_function_says_what_it_does_inside_an_open_scope(local: AsyncDatabase) -> None:
+    """propagation= and durable= mean what they mean for a scope."""
+
+    async def write(session: AsyncSession, name: str) -> AsyncSession:
+        session.add(Account(name=name))
+        await session.flush()
+        raise BodyFailed
+
+    nested = async_with_session(propagation="nested")(write)
+    mandatory = async_with_session(propagation="mandatory")(write)
+    durable = async_with_session(durable=True)(write)
+    async with async_session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(BodyFailed):
+            await nested("b")
+        with pytest.raises(PropagationError, match="outside of any scope"):
+            await durable("c")
+        session.add(Account(name="d"))
+    with pytest.raises(PropagationError, match="needs an open scope"):
+        await mandatory("e")
+    assert await names(local) == ["a", "d"]
+
+
 @pytest.mark.parametrize(
-    "options", [{"auto_comit": False}, {"autoflush": "no"}, {"read_only": "yes"}]
+    "options",
+    [{"propagation": "jion"}, {"auto_comit": False}, {"autoflush": "no"}, {"read_only": "yes"}],
 )
 def test_a_wrong_option_is_refused_when_decorating(options: dict[str, Any]) -> None:
     """An option that is unknown or invalid does not wait for the first call."""

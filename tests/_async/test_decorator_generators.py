@@ -12,6 +12,7 @@ from sqlalchemy import select
 from asyncsession_kit import (
     AsyncDatabase,
     AsyncSessionScope,
+    ConfigurationError,
     PropagationError,
     SessionClosedError,
     UnexpectedRollbackError,
@@ -533,6 +534,35 @@ async def test_a_joined_generator_does_not_outlive_the_outer_scope(local: AsyncD
     with pytest.raises(SessionClosedError):
         await items.__anext__()
     assert current_scope() is None
+
+
+async def test_a_generator_may_have_a_transaction_of_its_own(local: AsyncDatabase) -> None:
+    """With propagation="new" the consumer's transaction and the generator's are two."""
+    await add(local, "a", "b")
+
+    @async_with_session(propagation="new", read_only=True)
+    async def rows(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+        for account in await session.scalars(select(Account).order_by(Account.name)):
+            assert current_async_session() is session
+            yield session, account.name
+
+    async with async_session_scope() as mine:
+        async for session, name in rows():
+            assert session is not mine
+            assert current_async_session() is mine
+            mine.add(Account(name=f"copy of {name}"))
+            await mine.flush()
+    assert await names(local) == ["a", "b", "copy of a", "copy of b"]
+
+
+def test_a_generator_in_a_savepoint_is_refused() -> None:
+    """A savepoint that is open between two items would take the consumer's own work with it."""
+
+    async def rows(session: AsyncSession) -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(ConfigurationError, match=r"rows\(session.*nested.*savepoint in the body"):
+        async_with_session(propagation="nested")(rows)
 
 
 async def test_a_generator_uses_a_passed_session_as_it_is(local: AsyncDatabase) -> None:

@@ -594,8 +594,32 @@ def test_a_function_belongs_to_the_database_it_names(local: Database, tmp_path: 
     dispose_database("other")
 
 
+def test_a_function_says_what_it_does_inside_an_open_scope(local: Database) -> None:
+    """propagation= and durable= mean what they mean for a scope."""
+
+    def write(session: Session, name: str) -> Session:
+        session.add(Account(name=name))
+        session.flush()
+        raise BodyFailed
+
+    nested = with_session(propagation="nested")(write)
+    mandatory = with_session(propagation="mandatory")(write)
+    durable = with_session(durable=True)(write)
+    with session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(BodyFailed):
+            nested("b")
+        with pytest.raises(PropagationError, match="outside of any scope"):
+            durable("c")
+        session.add(Account(name="d"))
+    with pytest.raises(PropagationError, match="needs an open scope"):
+        mandatory("e")
+    assert names(local) == ["a", "d"]
+
+
 @pytest.mark.parametrize(
-    "options", [{"auto_comit": False}, {"autoflush": "no"}, {"read_only": "yes"}]
+    "options",
+    [{"propagation": "jion"}, {"auto_comit": False}, {"autoflush": "no"}, {"read_only": "yes"}],
 )
 def test_a_wrong_option_is_refused_when_decorating(options: dict[str, Any]) -> None:
     """An option that is unknown or invalid does not wait for the first call."""

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from asyncsession_kit import (
+    ConfigurationError,
     Database,
     PropagationError,
     SessionClosedError,
@@ -490,7 +491,6 @@ def test_a_failing_joined_generator_forbids_the_commit(local: Database) -> None:
     assert names(local) == []
 
 
-@pytest.mark.xfail(reason="leaving a joined scope takes a close for a failure", strict=True)
 @pytest.mark.parametrize("how", ["close", "collect"])
 def test_a_joined_generator_closed_early_leaves_the_outcome_to_the_outer_scope(
     local: Database, how: str
@@ -533,6 +533,35 @@ def test_a_joined_generator_does_not_outlive_the_outer_scope(local: Database) ->
     with pytest.raises(SessionClosedError):
         items.__next__()
     assert current_scope() is None
+
+
+def test_a_generator_may_have_a_transaction_of_its_own(local: Database) -> None:
+    """With propagation="new" the consumer's transaction and the generator's are two."""
+    add(local, "a", "b")
+
+    @with_session(propagation="new", read_only=True)
+    def rows(session: Session) -> Iterator[Session]:
+        for account in session.scalars(select(Account).order_by(Account.name)):
+            assert current_session() is session
+            yield session, account.name
+
+    with session_scope() as mine:
+        for session, name in rows():
+            assert session is not mine
+            assert current_session() is mine
+            mine.add(Account(name=f"copy of {name}"))
+            mine.flush()
+    assert names(local) == ["a", "b", "copy of a", "copy of b"]
+
+
+def test_a_generator_in_a_savepoint_is_refused() -> None:
+    """A savepoint that is open between two items would take the consumer's own work with it."""
+
+    def rows(session: Session) -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(ConfigurationError, match=r"rows\(session.*nested.*savepoint in the body"):
+        with_session(propagation="nested")(rows)
 
 
 def test_a_generator_uses_a_passed_session_as_it_is(local: Database) -> None:
