@@ -21,6 +21,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import Dialect
 
 from . import errors
+from ._aiosqlite import worker_reports
 from .errors import ConnectionError, SessionError
 
 
@@ -293,7 +294,7 @@ def install_connect_errors(engine: Engine, url_text: str) -> None:
             connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
-        with translated_connect_errors(url_text):
+        with translated_connect_errors(url_text), worker_reports(dialect.driver):
             return dialect.connect(*cargs, **cparams)
 
     event.listen(engine, "do_connect", connect)

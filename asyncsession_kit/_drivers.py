@@ -15,6 +15,11 @@ from ._concurrency import logger
 InTransaction = Callable[[Any], bool]
 
 
+def _asyncpg(connection: Any) -> bool:
+    # A closed connection says that it is in no transaction, and is not worth keeping either.
+    return bool(connection.is_closed() or connection.is_in_transaction())
+
+
 def _libpq(connection: Any) -> bool:
     # 0 is IDLE in libpq's PGTransactionStatusType.
     return bool(connection.info.transaction_status != 0)
@@ -32,7 +37,7 @@ def _mysql_method(connection: Any) -> bool:
 # Each reads what the driver already knows of a connection and sends nothing.
 IN_TRANSACTION: Mapping[str, InTransaction] = MappingProxyType(
     {
-        "asyncpg": lambda connection: bool(connection.is_in_transaction()),
+        "asyncpg": _asyncpg,
         "psycopg": _libpq,
         "psycopg2": _libpq,
         "aiosqlite": lambda connection: bool(connection.in_transaction),
@@ -50,10 +55,11 @@ def is_locked(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-# Where exceptions carry a code exactly when the server, or SQLite itself, raised them.
-_CODES: Mapping[str, str] = MappingProxyType(
+# What an exception has exactly when the server, or SQLite itself, raised it.  asyncpg's own error
+# for a value that it cannot send is of a class of the server's, with an SQLSTATE.
+_MARKS: Mapping[str, str] = MappingProxyType(
     {
-        "asyncpg": "sqlstate",
+        "asyncpg": "severity",
         "psycopg": "sqlstate",
         "psycopg2": "pgcode",
         "aiosqlite": "sqlite_errorcode",
@@ -74,7 +80,9 @@ def raised_by_server(error: Exception, driver: str) -> bool:
         return True
     if driver in _MYSQL:
         return _is_server_errno(error.args)
-    return driver not in _CODES or getattr(error, _CODES[driver], None) is not None
+    # Behind the error of an SQLAlchemy adapter stands the driver's.
+    own = error if error.__cause__ is None else error.__cause__
+    return driver not in _MARKS or getattr(own, _MARKS[driver], None) is not None
 
 
 def _is_server_errno(arguments: tuple[object, ...]) -> bool:
@@ -95,7 +103,9 @@ def guard_checkin(engine: Engine) -> bool:
     def check(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         driver_connection = record.driver_connection
         if driver_connection is not None and _is_dirty(in_transaction, driver_connection):
-            logger.warning("a connection came back inside a transaction and was dropped")
+            logger.warning(
+                "a connection came back inside a transaction, or closed, and was dropped"
+            )
             record.invalidate()
 
     event.listen(engine, "checkin", check)

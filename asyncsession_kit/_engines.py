@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
 from . import _sqlite
+from ._aiosqlite import CONNECT_ARGUMENTS
 from ._concurrency import Lock
 from ._connect import install_connect_errors
 from ._doom import watch_errors
@@ -205,7 +206,8 @@ class EngineSource:
             self._memory.restore()
         options = dict(self.options)
         options.pop("busy_timeout", None)
-        connect_args = {**target.connect_args, **options.pop("connect_args", {})}
+        ours = CONNECT_ARGUMENTS if target.driver == "aiosqlite" else {}
+        connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine) -> Holders | None:

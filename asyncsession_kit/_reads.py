@@ -74,8 +74,8 @@ def _select_level(select: Select[tuple[object, ...]]) -> int:
             level = max(level, _effects(column))
     sources.extend(join[0] for join in select._setup_joins)
     for source in sources:
-        if isinstance(source, AliasedReturnsRows):
-            level = max(level, _effects(source.element))
+        if isinstance(source, AliasedReturnsRows | Join):
+            level = max(level, _effects(source))
     # A function among the conditions is nearly always a plain one, unlike a selected one.
     hidden = any(_hides_write(criterion) for criterion in select._where_criteria)
     return WRITE if hidden else level

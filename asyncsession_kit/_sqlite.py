@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -19,7 +20,7 @@ from ._drivers import is_locked
 from ._session import KitSession
 from ._url import masked, sqlite_file, with_sqlite_file
 from ._writer_queue import Turn, WriterQueue, writer_queue
-from .errors import LockTimeoutError
+from .errors import ConfigurationError, LockTimeoutError
 
 BUSY_TIMEOUT = 5.0
 READ_ONLY_OPTION = "asyncsession_kit_read_only"
@@ -30,6 +31,8 @@ Begin = Callable[[Any, str, Turn | None, float], Any]
 _TURN = "asyncsession_kit_turn"
 _CHANGED = "asyncsession_kit_changed"
 
+# sqlite3.LEGACY_TRANSACTION_CONTROL, which exists from Python 3.12 on.
+_LEGACY = -1
 # How long SQLite waits for a lock before a cancellation, and our own limit, are looked at (ms).
 _SLICE = 50
 
@@ -105,7 +108,9 @@ class _Profile:
 
         :raises LockTimeoutError: the file is not in WAL mode yet, and was in use all the time.
         :raises ConnectionError: the file is no database, or cannot be written.
+        :raises ConfigurationError: the driver was told to begin transactions itself.
         """
+        _refuse_autocommit(record.driver_connection)
         dbapi_connection.isolation_level = None
         given = _asked(dbapi_connection, "PRAGMA busy_timeout") / 1000
         if self.busy_timeout == BUSY_TIMEOUT:
@@ -141,6 +146,9 @@ class _Profile:
         if record is None or state.terminate_only or not state.asyncio_safe:
             return
         if record.info.pop(_CHANGED, False):
+            if _in_transaction(record.driver_connection):
+                # executescript() would commit it.
+                dbapi_connection.rollback()
             self._run(dbapi_connection, self._defaults)
 
     # --- a transaction ----------------------------------------------------------------------------
@@ -157,6 +165,7 @@ class _Profile:
         # Stays where the script did not come to its end, and nobody knows how far it came.
         info[_CHANGED] = True
         try:
+            _refuse_second(connection.connection.driver_connection)
             if options.get(READ_ONLY_OPTION):
                 self._run(dbapi_connection, "PRAGMA query_only = 1;BEGIN")
             else:
@@ -165,7 +174,7 @@ class _Profile:
         except BaseException as error:
             # SQLAlchemy would let it be used on, with no transaction around its statements.
             connection.close()
-            if isinstance(error, sqlite3.OperationalError):
+            if isinstance(error, sqlite3.Error):
                 raise self._begin_error(error) from error
             raise
 
@@ -191,13 +200,13 @@ class _Profile:
         else:
             self.begin(dbapi_connection, script, turn, limit)
 
-    def _begin_error(self, error: sqlite3.OperationalError) -> Exception:
+    def _begin_error(self, error: sqlite3.Error) -> Exception:
         if is_locked(error):
             return self._locked(error, "write to")
-        return sa_exc.OperationalError("BEGIN", None, error)
+        return sa_exc.DBAPIError.instance("BEGIN", None, error, sqlite3.Error)
 
     def _locked(
-        self, error: sqlite3.OperationalError, what: str, phase: str = "statement"
+        self, error: sqlite3.Error, what: str, phase: str = "statement"
     ) -> LockTimeoutError:
         return LockTimeoutError(
             f"waited {self.busy_timeout:g} s to {what} {self.queue.path}, which another process (or"
@@ -206,6 +215,18 @@ class _Profile:
             errno=error.sqlite_errorcode,
             phase=phase,
         )
+
+
+def _refuse_autocommit(driver_connection: Any) -> None:
+    """Refuse sqlite3's own control of transactions: COMMIT does nothing then, or BEGIN fails."""
+    with suppress(sqlite3.ProgrammingError):  # Asked from another thread than it was made in.
+        core = getattr(driver_connection, "_conn", driver_connection)
+        value = getattr(core, "autocommit", _LEGACY)
+        if value != _LEGACY:
+            raise ConfigurationError(
+                f"autocommit={value!r} makes sqlite3 begin and end transactions in its own way, so"
+                " that no promise of a scope holds; leave it out of connect_args"
+            )
 
 
 def _asked(dbapi_connection: Any, question: str) -> Any:
@@ -225,6 +246,12 @@ def _in_transaction(driver_connection: Any) -> bool:
         return False
 
 
+def _refuse_second(driver_connection: Any) -> None:
+    """Refuse to begin inside of what was begun behind SQLAlchemy's back: it would be committed."""
+    if _in_transaction(driver_connection):
+        raise sqlite3.OperationalError("cannot start a transaction within a transaction")
+
+
 def _give_back(dbapi_connection: Any, record: ConnectionPoolEntry, *rest: object) -> None:
     turn: Turn | None = record.info.pop(_TURN, None)
     if turn is not None:
@@ -235,4 +262,4 @@ def label_writer(session: KitSession, connection: Connection) -> None:
     """Tell the queue whose transaction has begun."""
     turn: Turn | None = connection.info.get(_TURN)
     if turn is not None:
-        turn.label(session.kit_state)
+        turn.label(session)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import CoroutineType, FrameType
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from ._ambient import ambient
 from ._callsite import Origin, describe
@@ -28,6 +28,7 @@ from ._concurrency import (
     is_main_thread,
     thread_id,
 )
+from ._session import KitSession
 from ._state import SessionState, acting_origin, acting_task
 from .errors import LockTimeoutError, PoolDeadlockError
 
@@ -43,10 +44,10 @@ class Turn:
         "origin",
         "queue",
         "since",
-        "state",
         "task",
         "thread",
         "waiter",
+        "_session",
     )
 
     def __init__(
@@ -58,21 +59,29 @@ class Turn:
         self.task: Task | None = acting_task()
         self.thread = thread_id()
         self.origin: Origin | None = acting_origin()
-        self.state: SessionState | None = None
+        self._session: ref[KitSession] | None = None
         self.since = time.monotonic()
         self.granted = False
         self.began = False
         self.waiter: AsyncWaiter | Waiter | None = None
 
     @property
+    def state(self) -> SessionState | None:
+        """Return what is known of the session, unless there is none (any more)."""
+        session = None if self._session is None else self._session()
+        return None if session is None else session.kit_state
+
+    @property
     def owner(self) -> Task | None:
         """Return the task that the transaction belongs to now."""
-        return self.task if self.state is None else self.state.owner
+        state = self.state
+        return self.task if state is None else state.owner
 
-    def label(self, state: SessionState) -> None:
+    def label(self, session: KitSession) -> None:
         """Say whose transaction this is, which is known only once it has begun."""
-        self.state = state
-        self.origin = self.origin or state.origin
+        # Weakly: a session that was forgotten open is to be collected, and its turn to come back.
+        self._session = ref(session)
+        self.origin = self.origin or session.kit_state.origin
 
     def describe(self) -> str:
         """Return who has the turn, since when, and where it began."""
@@ -166,7 +175,8 @@ def _waits_for_itself(turn: Turn, holder: Turn) -> bool:
     if task is not None:
         # A blocking wait stops the loop of its thread, and with it every task of that loop.
         return (turn.blocking and same_thread) or _is_awaited(turn, task)
-    beneath = holder.state is not None and ambient.inherited(holder.state)
+    state = holder.state
+    beneath = state is not None and ambient.inherited(state)
     # The main thread is shared out by no pool: its sessions are all used by one flow of control.
     alone = turn.task is None and is_main_thread()
     return same_thread and (beneath or alone)

@@ -213,7 +213,7 @@ async def test_a_body_commit_is_protected_as_well(pg_database: PgDatabase) -> No
 async def test_an_anyio_scope_that_cancels_at_every_step_loses_nothing(
     pg_database: PgDatabase,
 ) -> None:
-    """An anyio scope cancels at each step again; the COMMIT is awaited without spinning the loop."""
+    """An anyio scope cancels at each step again; the COMMIT is awaited without spinning."""
     async with behind_proxy(pg_database, "asyncpg") as (db, proxy):
         proxy.inject("delay", seconds=0.3)
         scope = db.session_scope()
@@ -253,11 +253,6 @@ async def test_disposing_waits_for_a_commit_under_way(pg_database: PgDatabase) -
         assert scope.outcome == "committed"
 
 
-# aiosqlite leaves a connection whose opening was cancelled to the garbage collector (Python 3.13
-# warns); its thread has ended and its file is closed with it.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <sqlite3.Connection:pytest.PytestUnraisableExceptionWarning"
-)
 @pytest.mark.parametrize("cancels", [1, 2])
 async def test_cancelled_at_every_step_on_sqlite(tmp_path: Path, cancels: int) -> None:
     """At each step of the loop: outcome and rows agree, the place is free, the next one writes."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -197,3 +198,23 @@ async def test_a_database_is_reusable_after_dispose(tmp_path: Path) -> None:
             session.add(Account(name="a"))
     assert isinstance(db, AsyncDatabase)
     assert stored_names(url) == ["a"]
+
+
+def test_a_failed_opening_of_a_file_prints_nothing(tmp_path: Path) -> None:
+    """A program whose SQLite file cannot be opened ends with its error and no other traceback."""
+    script = (
+        "import asyncio\n"
+        "from asyncsession_kit import AsyncDatabase\n"
+        "async def main():\n"
+        "    async with AsyncDatabase('sqlite:////nowhere/x.db').session_scope() as session:\n"
+        "        await session.connection()\n"
+        "for _ in range(20):\n"
+        "    try:\n"
+        "        asyncio.run(main())\n"
+        "    except ConnectionError:\n"
+        "        pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stderr == ""

@@ -327,8 +327,8 @@ class AsyncSessionScope:
             code, line = self._request.origin
             warnings.warn_explicit(
                 f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
-                " ended with work that was never committed; it was discarded. Call commit() in the body,"
-                " or rollback() to say that this is meant",
+                " ended with work that was never committed; it was discarded. Call commit() in the"
+                " body, or rollback() to say that this is meant",
                 UncommittedWorkWarning,
                 code.co_filename,
                 line,

@@ -82,6 +82,10 @@ async def beside_senseless(other: "1 +", db: AsyncSession) -> Any:  # noqa: F722
     return db
 
 
+async def beside_call(other: NotThere(AsyncSession), db: AsyncSession) -> Any:  # noqa: F821
+    return db
+
+
 async def beside_those_that_only_mention_one(
     factory: Callable[[], AsyncSession], classes: type[AsyncSession], db: AsyncSession
 ) -> Any:
@@ -155,7 +159,7 @@ async def test_the_annotation_is_understood(
     assert isinstance(await async_with_session()(function)(), AsyncSession)
 
 
-@pytest.mark.parametrize("function", [beside_unknown, beside_senseless])
+@pytest.mark.parametrize("function", [beside_unknown, beside_senseless, beside_call])
 async def test_an_annotation_that_cannot_be_resolved_hides_no_other(
     local: AsyncDatabase, function: Callable[..., Any]
 ) -> None:

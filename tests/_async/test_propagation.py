@@ -133,7 +133,7 @@ async def test_a_statement_error_that_leaves_a_nested_scope_is_undone(db: AsyncD
     """To try something that may fail is what nested scopes are for."""
     async with db.session_scope() as session:
         session.add(Account(name="a"))
-        with pytest.raises(Exception, match="(?i)unique"):
+        with pytest.raises(Exception, match=r"(?i)unique"):
             async with db.session_scope(propagation="nested"):
                 session.add(Account(name="a"))
         session.add(Account(name="b"))
@@ -197,7 +197,7 @@ async def test_a_savepoint_that_cannot_be_made_is_told(db: AsyncDatabase) -> Non
     """What was pending is flushed first: its error arrives and the body never runs."""
     await add(db, "a")
     outer = db.session_scope()
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         async with outer as session:
             session.add(Account(name="a"))
             async with db.session_scope(propagation="nested"):
@@ -218,9 +218,8 @@ async def test_mandatory_joins_or_refuses(db: AsyncDatabase) -> None:
     with pytest.raises(PropagationError, match="needs an open scope"):
         async with db.session_scope(propagation="mandatory"):
             pytest.fail("the body ran")
-    async with db.session_scope() as session:
-        async with db.session_scope(propagation="mandatory") as same:
-            assert same is session
+    async with db.session_scope() as session, db.session_scope(propagation="mandatory") as same:
+        assert same is session
 
 
 @pytest.mark.parametrize("options", [{"propagation": "never"}, {"durable": True}])
@@ -231,9 +230,8 @@ async def test_never_and_durable_are_outermost(
     async with db.session_scope(**options) as session:  # type: ignore[arg-type]
         session.add(Account(name="a"))
     with pytest.raises(PropagationError, match=r"test_propagation\.py"):
-        async with db.session_scope():
-            async with db.session_scope(**options):  # type: ignore[arg-type]
-                pytest.fail("the body ran")
+        async with db.session_scope(), db.session_scope(**options):  # type: ignore[arg-type]
+            pytest.fail("the body ran")
     assert await names(db) == ["a"]
 
 

@@ -83,6 +83,10 @@ def beside_senseless(other: "1 +", db: Session) -> Any:  # noqa: F722
     return db
 
 
+def beside_call(other: NotThere(Session), db: Session) -> Any:  # noqa: F821
+    return db
+
+
 def beside_those_that_only_mention_one(
     factory: Callable[[], Session], classes: type[Session], db: Session
 ) -> Any:
@@ -154,7 +158,7 @@ def test_the_annotation_is_understood(local: Database, function: Callable[..., A
     assert isinstance(with_session()(function)(), Session)
 
 
-@pytest.mark.parametrize("function", [beside_unknown, beside_senseless])
+@pytest.mark.parametrize("function", [beside_unknown, beside_senseless, beside_call])
 def test_an_annotation_that_cannot_be_resolved_hides_no_other(
     local: Database, function: Callable[..., Any]
 ) -> None:

@@ -134,7 +134,7 @@ def test_a_statement_error_that_leaves_a_nested_scope_is_undone(db: Database) ->
     """To try something that may fail is what nested scopes are for."""
     with db.session_scope() as session:
         session.add(Account(name="a"))
-        with pytest.raises(Exception, match="(?i)unique"):
+        with pytest.raises(Exception, match=r"(?i)unique"):
             with db.session_scope(propagation="nested"):
                 session.add(Account(name="a"))
         session.add(Account(name="b"))
@@ -198,7 +198,7 @@ def test_a_savepoint_that_cannot_be_made_is_told(db: Database) -> None:
     """What was pending is flushed first: its error arrives and the body never runs."""
     add(db, "a")
     outer = db.session_scope()
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         with outer as session:
             session.add(Account(name="a"))
             with db.session_scope(propagation="nested"):
@@ -219,9 +219,8 @@ def test_mandatory_joins_or_refuses(db: Database) -> None:
     with pytest.raises(PropagationError, match="needs an open scope"):
         with db.session_scope(propagation="mandatory"):
             pytest.fail("the body ran")
-    with db.session_scope() as session:
-        with db.session_scope(propagation="mandatory") as same:
-            assert same is session
+    with db.session_scope() as session, db.session_scope(propagation="mandatory") as same:
+        assert same is session
 
 
 @pytest.mark.parametrize("options", [{"propagation": "never"}, {"durable": True}])
@@ -230,9 +229,8 @@ def test_never_and_durable_are_outermost(db: Database, options: dict[str, object
     with db.session_scope(**options) as session:  # type: ignore[arg-type]
         session.add(Account(name="a"))
     with pytest.raises(PropagationError, match=r"test_propagation\.py"):
-        with db.session_scope():
-            with db.session_scope(**options):  # type: ignore[arg-type]
-                pytest.fail("the body ran")
+        with db.session_scope(), db.session_scope(**options):  # type: ignore[arg-type]
+            pytest.fail("the body ran")
     assert names(db) == ["a"]
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from sqlalchemy import event, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import event, orm, select, text
 
 from asyncsession_kit import Database, UncommittedWorkWarning
 from asyncsession_kit._types import Session, unwrap_engine
@@ -55,7 +54,7 @@ def test_a_listener_that_fails_after_the_commit_cannot_hide_it(db: Database, who
     """The listener's error arrives, and the outcome says what is stored."""
     listeners = {"after_commit": fail} if whose == "the scope's" else {}
     if whose == "everybody's":
-        event.listen(Session, "after_commit", fail)
+        event.listen(orm.Session, "after_commit", fail)
     scope = db.session_scope(event_listeners=listeners)
     try:
         with pytest.raises(ListenerFailed):
@@ -63,7 +62,7 @@ def test_a_listener_that_fails_after_the_commit_cannot_hide_it(db: Database, who
                 session.add(Account(name="a"))
     finally:
         if whose == "everybody's":
-            event.remove(Session, "after_commit", fail)
+            event.remove(orm.Session, "after_commit", fail)
     assert (scope.outcome, scope.commits) == ("committed", 1)
     assert unwrap_engine(db.engine).pool.checkedout() == 0  # type: ignore[attr-defined]
     assert names(db) == ["a"]
