@@ -26,6 +26,8 @@ Task: TypeAlias = "asyncio.Task[Any]"
 Loop: TypeAlias = asyncio.AbstractEventLoop
 
 logger = logging.getLogger("asyncsession_kit")
+# Without logging set up, Python would print our warnings to stderr.
+logger.addHandler(logging.NullHandler())
 
 # A strong reference to each exit task: the loop itself keeps only weak ones.
 _carried: set[Task] = set()

@@ -6,6 +6,7 @@ The pair is written by hand, because only a thread's generator can return a valu
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
@@ -39,6 +40,19 @@ class _Sides:
         self._innermost.set(self._inside)
 
 
+def _keep_for(body: object, session: object) -> None:
+    """Keep the session at least as long as the body, even where both are garbage in one cycle.
+
+    The collector tells who watches an object before it closes a generator: the pool would take the
+    connection away from a body that has yet to end.
+    """
+    weakref.finalize(body, _let_go, session).atexit = False
+
+
+def _let_go(session: object) -> None:
+    """Do nothing: what kept the session is gone with the call."""
+
+
 def async_generating(
     function: Callable[..., Any], place: Place, open_scope: Callable[[Any], Any]
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
@@ -51,6 +65,7 @@ def async_generating(
         async with scope as session:
             arguments, keywords = place.put(session, arguments, keywords)
             body = function(*arguments, **keywords)
+            _keep_for(body, session)
             try:
                 item = await _first(body)
                 while True:
@@ -104,6 +119,7 @@ def generating(
         with scope as session:
             arguments, keywords = place.put(session, arguments, keywords)
             body = function(*arguments, **keywords)
+            _keep_for(body, session)
             try:
                 item = next(body)
                 while True:

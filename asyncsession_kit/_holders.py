@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 from sqlalchemy.pool import QueuePool
@@ -16,7 +17,7 @@ from .errors import PoolDeadlockError
 class Holders:
     """Keeps the sessions that hold a connection of one engine, and those inside that wait for one.
 
-    Each change is one operation on a dict, so that threads need no lock of their own.
+    Each change is one operation on a dictionary, so that threads need no lock of their own.
     """
 
     __slots__ = ("_engine", "_holding", "_waiting", "capacity")
@@ -24,8 +25,9 @@ class Holders:
     def __init__(self, engine: Engine, pool_size: int | None, max_overflow: int | None) -> None:
         self._engine = engine
         self.capacity = _capacity(engine.pool, pool_size, max_overflow)
-        self._holding: dict[SessionState, float] = {}
-        self._waiting: dict[SessionState, None] = {}
+        # Weak, because a state keeps its connection: a forgotten session must be collected.
+        self._holding: WeakKeyDictionary[SessionState, float] = WeakKeyDictionary()
+        self._waiting: WeakKeyDictionary[SessionState, None] = WeakKeyDictionary()
 
     def wait(self, state: SessionState) -> None:
         """Note that a session inside an open scope is about to ask for a connection.

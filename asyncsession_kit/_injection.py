@@ -280,7 +280,7 @@ def _takes(annotation: Any, session: type[Any], names: dict[str, Any]) -> bool:
         annotation = _resolve(annotation.__forward_arg__, names)
     if isinstance(annotation, str):
         return _reads_like(annotation, session.__name__)
-    if isinstance(annotation, type) and get_origin(annotation) is None:
+    if isinstance(annotation, type):
         return issubclass(annotation, session)
     if (alias := _value_of(annotation)) is not None:
         return _takes(alias, session, names)

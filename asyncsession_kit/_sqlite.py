@@ -119,10 +119,8 @@ class _Profile:
         try:
             with translated_connect_errors(self.text):
                 self._set_up(dbapi_connection)
-        except sqlite3.OperationalError as error:
-            if not is_locked(error):
-                raise
-            raise self._locked(error, "set up", phase="connect") from error
+        except sqlite3.Error as error:
+            raise self._told(error, "set up", "connect") from error
 
     def _set_up(self, dbapi_connection: Any) -> None:
         self._run(dbapi_connection, f"{self._defaults};PRAGMA foreign_keys = ON")
@@ -175,7 +173,7 @@ class _Profile:
             # SQLAlchemy would let it be used on, with no transaction around its statements.
             connection.close()
             if isinstance(error, sqlite3.Error):
-                raise self._begin_error(error) from error
+                raise self._told(error, "write to", "statement") from error
             raise
 
     @property
@@ -200,14 +198,10 @@ class _Profile:
         else:
             self.begin(dbapi_connection, script, turn, limit)
 
-    def _begin_error(self, error: sqlite3.Error) -> Exception:
-        if is_locked(error):
-            return self._locked(error, "write to")
-        return sa_exc.DBAPIError.instance("BEGIN", None, error, sqlite3.Error)
-
-    def _locked(
-        self, error: sqlite3.Error, what: str, phase: str = "statement"
-    ) -> LockTimeoutError:
+    def _told(self, error: sqlite3.Error, what: str, phase: str) -> Exception:
+        """Return what to raise in place of an error of SQLite's."""
+        if not is_locked(error):
+            return sa_exc.DBAPIError.instance("BEGIN", None, error, sqlite3.Error)
         return LockTimeoutError(
             f"waited {self.busy_timeout:g} s to {what} {self.queue.path}, which another process (or"
             " a connection in this one that is none of ours) holds locked",

@@ -49,6 +49,7 @@ class SessionState:
     """Holds the facts of one session; the session's methods and events keep them right."""
 
     __slots__ = (
+        "__weakref__",
         "closed",
         "commit_error",
         "commits",

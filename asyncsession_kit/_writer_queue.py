@@ -146,18 +146,22 @@ class WriterQueue:
         turn.since = time.monotonic()
         turn.granted = True
 
-    def check(self, turn: Turn) -> None:
-        """Refuse a wait that only the waiter itself could end.
+    def check(self, turn: Turn, deadline: float, seconds: float) -> None:
+        """Refuse a wait that only the waiter itself could end, or that has taken too long.
 
         :raises PoolDeadlockError: the holder cannot go on before the waiter does.
+        :raises LockTimeoutError: the deadline is over.
         """
         holder = self.holder
-        if holder is not None and not turn.granted and _waits_for_itself(turn, holder):
+        # It may be granted at any moment, by any thread.
+        if holder is not None and holder is not turn and _waits_for_itself(turn, holder):
             raise PoolDeadlockError(
                 f"{describe(turn.origin)} waits to write to {self.path}, but the turn is held by"
                 f" {holder.describe()}, and that cannot end before this does. Write through the"
                 " session that is open, or end its scope first"
             )
+        if time.monotonic() >= deadline and not turn.granted:
+            raise self.timed_out(seconds)
 
     def timed_out(self, seconds: float) -> LockTimeoutError:
         """Return the error for a wait that took too long."""

@@ -187,7 +187,7 @@ def test_temporary_file_can_be_kept(
     """With --keep the temporary file stays, and the last line names it; in memory is the same."""
     assert run("demo", "--keep", *place, *SMALL) == 0
 
-    (file,) = temporary_folder.rglob("ledger.db*")
+    (file,) = temporary_folder.rglob("ledger.db")
     assert capsys.readouterr().out.splitlines()[-1] == f"the ledger is in {file}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +141,14 @@ def test_an_abandoned_generator_is_closed_once_and_inside_its_scope(
     assert events == [["a"]]
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
     assert stored_names(url) == []
+
+
+async def test_the_loop_still_knows_other_generators(url: str) -> None:
+    """Only the decorated body is hidden from the loop; its hooks are as they were."""
+    hooks = sys.get_asyncgen_hooks()
+    assert hooks.firstiter is not None
+    assert [item async for item in write([])] == ["a", "b"]
+    assert sys.get_asyncgen_hooks() == hooks
 
 
 def test_a_generator_may_return_a_value(tmp_path: Path) -> None:

@@ -834,6 +834,24 @@ async def test_a_forgotten_session_of_a_task_gives_its_turn_back(file: Path) -> 
     assert names(file) == ["next"]
 
 
+async def test_a_connection_closed_under_its_holder_holds_nothing(file: Path) -> None:
+    """The turn passes on when SQLite's connection is gone, though nobody gave anything back."""
+    async with tasks(file, busy_timeout=FOR_EVER) as db, db.engine.connect() as connection:
+        await connection.execute(INSERT, {"name": "lost"})
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.close()
+        await write(db, "next")
+    with threads(file, busy_timeout=FOR_EVER) as sync_db:
+        core = sync_db.engine.connect()
+        core.execute(INSERT, {"name": "lost"})
+        driver = core.connection.driver_connection
+        driver.close()
+        write_in_thread(sync_db, "last")
+        core.invalidate()
+        core.close()
+    assert names(file) == ["next", "last"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_can_write(file: Path) -> None:
     """The child has none of the parent's writers, and does not wait for their turns."""

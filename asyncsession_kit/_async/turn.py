@@ -29,11 +29,8 @@ async def async_take_turn(turn: Turn, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     try:
         while not turn.granted:
-            queue.check(turn)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise queue.timed_out(seconds)
-            await waiter.wait(min(left, _LOOK))
+            queue.check(turn, deadline, seconds)
+            await waiter.wait(_LOOK)
             queue.refresh()
     except BaseException:
         queue.leave(turn)
@@ -51,17 +48,13 @@ async def async_begin(connection: Any, script: str, turn: Turn | None, seconds: 
     deadline = time.monotonic() + seconds
     if turn is not None:
         await async_take_turn(turn, seconds)
-    while not await _async_succeeds(connection, script, deadline):
-        await AsyncWaiter().wait(_PAUSE)
+    while True:
+        try:
+            await connection.executescript(script)
+            break
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() >= deadline:
+                raise
+            await AsyncWaiter().wait(_PAUSE)
     if turn is not None:
         turn.began = True
-
-
-async def _async_succeeds(connection: Any, script: str, deadline: float) -> bool:
-    try:
-        await connection.executescript(script)
-    except sqlite3.OperationalError as error:
-        if not is_locked(error) or time.monotonic() >= deadline:
-            raise
-        return False
-    return True

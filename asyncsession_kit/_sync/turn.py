@@ -30,11 +30,8 @@ def take_turn(turn: Turn, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     try:
         while not turn.granted:
-            queue.check(turn)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise queue.timed_out(seconds)
-            waiter.wait(min(left, _LOOK))
+            queue.check(turn, deadline, seconds)
+            waiter.wait(_LOOK)
             queue.refresh()
     except BaseException:
         queue.leave(turn)
@@ -52,17 +49,13 @@ def begin(connection: Any, script: str, turn: Turn | None, seconds: float) -> No
     deadline = time.monotonic() + seconds
     if turn is not None:
         take_turn(turn, seconds)
-    while not _succeeds(connection, script, deadline):
-        Waiter().wait(_PAUSE)
+    while True:
+        try:
+            connection.executescript(script)
+            break
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() >= deadline:
+                raise
+            Waiter().wait(_PAUSE)
     if turn is not None:
         turn.began = True
-
-
-def _succeeds(connection: Any, script: str, deadline: float) -> bool:
-    try:
-        connection.executescript(script)
-    except sqlite3.OperationalError as error:
-        if not is_locked(error) or time.monotonic() >= deadline:
-            raise
-        return False
-    return True

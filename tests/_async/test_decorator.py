@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from asyncsession_kit import (
     ConfigurationError,
     PropagationError,
     ReadOnlyTransactionError,
+    UncommittedWorkWarning,
     UnexpectedRollbackError,
     async_dispose_database,
     async_session_scope,
@@ -564,6 +565,22 @@ async def test_rows_can_be_read_after_the_call(db: AsyncDatabase) -> None:
     ):
         (account,) = await decorate(load)()
         assert (account.name, account.balance) == ("a", 0)
+
+
+async def test_messages_name_the_place_of_the_function(local: AsyncDatabase) -> None:
+    """A warning points at the function itself, whatever was wrapped around it, and wherever."""
+
+    async def forget(session: AsyncSession) -> None:
+        session.add(Account(name="a"))
+
+    @wraps(forget)
+    async def wrapper(*args: Any, **kwargs: Any) -> None:
+        await forget(*args, **kwargs)
+
+    with pytest.warns(UncommittedWorkWarning, match="forget") as caught:
+        await async_with_session(auto_commit=False)(wrapper)()
+    where = (caught[0].filename, caught[0].lineno)
+    assert where == (__file__, forget.__code__.co_firstlineno)
 
 
 async def test_a_read_only_function_cannot_write(local: AsyncDatabase) -> None:

@@ -100,6 +100,10 @@ async def or_unknown(db: NotThere | AsyncSession) -> Any:  # noqa: F821
     return db
 
 
+async def unknown_or(db: AsyncSession | NotThere) -> Any:  # noqa: F821
+    return db
+
+
 async def optional_unknown(db: Optional[Annotated[AsyncSession, NotThere]]) -> Any:  # noqa: F821, UP045
     return db
 
@@ -142,6 +146,7 @@ FUNCTIONS = (
     subclass,
     marked_with_unknown,
     or_unknown,
+    unknown_or,
     optional_unknown,
     union_unknown,
     in_module_unknown,

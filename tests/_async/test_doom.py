@@ -436,6 +436,20 @@ async def test_an_outer_savepoint_clears_with_the_inner_one_open(db: AsyncDataba
     assert await stored(db) == ["taken", "row 2"]
 
 
+async def test_savepoints_of_core_may_end_in_the_wrong_order(db: AsyncDatabase) -> None:
+    """Rolling back the outer one first undoes what failed in the inner one, with a warning."""
+    async with db.session_scope() as session:
+        await add(session, 2)
+        connection = await session.connection()
+        outer = await connection.begin_nested()
+        await connection.begin_nested()
+        await fail(session)
+        with pytest.warns(exc.SAWarning, match="already deassociated"):
+            await outer.rollback()
+        assert not is_doomed(connection)
+    assert await stored(db) == ["taken", "row 2"]
+
+
 async def test_the_inner_savepoint_of_two_clears(db: AsyncDatabase) -> None:
     """A failure in the innermost savepoint leaves the enclosing ones as they are."""
     async with db.session_scope() as session, session.begin_nested():

@@ -3,7 +3,7 @@
 
 import inspect
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from asyncsession_kit import (
     Database,
     PropagationError,
     ReadOnlyTransactionError,
+    UncommittedWorkWarning,
     UnexpectedRollbackError,
     current_scope,
     current_session,
@@ -565,6 +566,22 @@ def test_rows_can_be_read_after_the_call(db: Database) -> None:
     ):
         (account,) = decorate(load)()
         assert (account.name, account.balance) == ("a", 0)
+
+
+def test_messages_name_the_place_of_the_function(local: Database) -> None:
+    """A warning points at the function itself, whatever was wrapped around it, and wherever."""
+
+    def forget(session: Session) -> None:
+        session.add(Account(name="a"))
+
+    @wraps(forget)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        forget(*args, **kwargs)
+
+    with pytest.warns(UncommittedWorkWarning, match="forget") as caught:
+        with_session(auto_commit=False)(wrapper)()
+    where = (caught[0].filename, caught[0].lineno)
+    assert where == (__file__, forget.__code__.co_firstlineno)
 
 
 def test_a_read_only_function_cannot_write(local: Database) -> None:

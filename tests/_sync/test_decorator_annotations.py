@@ -101,6 +101,10 @@ def or_unknown(db: NotThere | Session) -> Any:  # noqa: F821
     return db
 
 
+def unknown_or(db: Session | NotThere) -> Any:  # noqa: F821
+    return db
+
+
 def optional_unknown(db: Optional[Annotated[Session, NotThere]]) -> Any:  # noqa: F821, UP045
     return db
 
@@ -143,6 +147,7 @@ FUNCTIONS = (
     subclass,
     marked_with_unknown,
     or_unknown,
+    unknown_or,
     optional_unknown,
     union_unknown,
     in_module_unknown,

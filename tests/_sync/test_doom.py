@@ -437,6 +437,20 @@ def test_an_outer_savepoint_clears_with_the_inner_one_open(db: Database) -> None
     assert stored(db) == ["taken", "row 2"]
 
 
+def test_savepoints_of_core_may_end_in_the_wrong_order(db: Database) -> None:
+    """Rolling back the outer one first undoes what failed in the inner one, with a warning."""
+    with db.session_scope() as session:
+        add(session, 2)
+        connection = session.connection()
+        outer = connection.begin_nested()
+        connection.begin_nested()
+        fail(session)
+        with pytest.warns(exc.SAWarning, match="already deassociated"):
+            outer.rollback()
+        assert not is_doomed(connection)
+    assert stored(db) == ["taken", "row 2"]
+
+
 def test_the_inner_savepoint_of_two_clears(db: Database) -> None:
     """A failure in the innermost savepoint leaves the enclosing ones as they are."""
     with db.session_scope() as session, session.begin_nested():
