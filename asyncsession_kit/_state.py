@@ -14,7 +14,7 @@ from ._concurrency import Task, awaits, carried_for, describe_task, running_task
 from ._outcome import Outcome
 from ._reads import NOTHING
 from .config import SessionConfig
-from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
+from .errors import ConcurrentSessionUseError, SessionClosedError
 
 if TYPE_CHECKING:
     from ._holders import Holders
@@ -162,8 +162,6 @@ def _is_ambiguous(error: BaseException | None) -> bool:
     A server that answers with an error has rolled back.  A link lost, a time-out of the driver or a
     cancellation between COMMIT and its answer says nothing.
     """
-    if isinstance(error, SessionError):
-        return False
     if isinstance(error, sa_exc.DBAPIError):
         return error.connection_invalidated and error.statement is None
     lost = isinstance(error, OSError | TimeoutError)

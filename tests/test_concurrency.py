@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from asyncsession_kit import AsyncDatabase, _callsite, _concurrency
+from asyncsession_kit import (
+    AsyncDatabase,
+    ConfigurationError,
+    Database,
+    _callsite,
+    _concurrency,
+    before_commit,
+    on_commit,
+)
 from asyncsession_kit._concurrency import (
     AsyncWaiter,
     Waiter,
@@ -22,7 +30,7 @@ from asyncsession_kit._concurrency import (
     describe_thread,
 )
 from tests.support.databases import open_database, sqlite_url, stored_names
-from tests.support.models import Account
+from tests.support.models import Account, Base
 
 
 async def test_a_step_that_fails_while_the_caller_is_cancelled_is_logged(
@@ -142,6 +150,13 @@ async def test_tasks_and_threads_are_named() -> None:
     assert describe_thread(-1) == "thread -1"
 
 
+async def test_a_task_that_has_ended_is_not_waited_for() -> None:
+    """A step may be over before anybody waits: tasks that start at once end at once."""
+    task = asyncio.create_task(asyncio.sleep(0))
+    await task
+    await _concurrency._wait(task, None)
+
+
 async def test_a_waiter_is_woken_or_times_out() -> None:
     """wait() tells whether wake() came first, whichever thread it came from."""
     waiter = AsyncWaiter()
@@ -218,3 +233,27 @@ def test_a_failed_opening_of_a_file_prints_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stderr == ""
+
+
+def test_a_coroutine_function_is_no_hook_of_a_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would await it: before the commit that is an error, after it a log record."""
+    database = Database(sqlite_url(tmp_path))
+    database.create_all(Base.metadata)
+
+    async def hook() -> None:
+        pytest.fail("nobody awaits this")
+
+    with database.session_scope() as session:
+        session.add(Account(name="a"))
+        on_commit(hook)
+    assert "a hook failed" in caplog.text
+    with (
+        pytest.raises(ConfigurationError, match="coroutine function"),
+        database.session_scope() as session,
+    ):
+        session.add(Account(name="b"))
+        before_commit(hook)
+    assert stored_names(sqlite_url(tmp_path)) == ["a"]
+    database.dispose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -208,6 +208,27 @@ async def test_a_savepoint_that_cannot_be_made_is_told(db: AsyncDatabase) -> Non
         session.add(Account(name="b"))
         await session.commit()
     assert await names(db) == ["a", "b"]
+
+
+async def test_a_savepoint_that_cannot_be_rolled_back_forbids_the_commit(
+    pg_database: PgDatabase, pg: AsyncDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the connection gone nothing is left to go on with, and the outer scope says so."""
+    outer = pg.session_scope()
+    with pytest.raises(Exception, match=r"(?i)invalid|rolled back|closed|swallowed"):
+        async with outer as session:
+            session.add(Account(name="a"))
+            pid = await session.scalar(text("SELECT pg_backend_pid()"))
+            with pytest.raises(BodyFailed):
+                async with pg.session_scope(propagation="nested"):
+                    session.add(Account(name="b"))
+                    await session.flush()
+                    pg_database.view.terminate(pid)
+                    raise BodyFailed
+    assert outer.outcome == "rolled_back"
+    assert "rolling back to a savepoint failed" in caplog.text
+    assert checked_out(pg) == 0
+    assert await names(pg) == []
 
 
 # --- mandatory, never, durable --------------------------------------------------------------------

@@ -121,6 +121,16 @@ async def test_unflushed_changes_are_uncommitted_work(db: AsyncDatabase) -> None
             account.name = "b"
 
 
+async def test_an_assignment_of_the_same_value_is_no_change(db: AsyncDatabase) -> None:
+    """SQLAlchemy looks at the object again; a read-only scope has nothing to refuse."""
+    async with db.session_scope() as session:
+        session.add(Account(name="a"))
+    async with db.session_scope(read_only=True) as session:
+        account = (await session.scalars(select(Account))).one()
+        account.name = "a"
+        await session.flush()
+
+
 async def test_core_statements_and_connections_work(db: AsyncDatabase) -> None:
     """The session's connection is SQLAlchemy's, and its work is part of the transaction."""
     async with db.session_scope() as session:

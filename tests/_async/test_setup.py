@@ -99,6 +99,19 @@ async def test_a_scope_uses_the_database_that_was_set_up(file_url: str) -> None:
     assert await names(db) == ["a"]
 
 
+async def test_a_passed_session_needs_no_database_that_was_set_up(file_url: str) -> None:
+    """A session that is passed is used as it is, whatever the default database is, or is not."""
+    db = AsyncDatabase(file_url)
+    await db.create_all(Base.metadata)
+    async with db.get_session() as session:
+        async with async_session_scope(session=session) as same:
+            assert same is session
+            same.add(Account(name="a"))
+        await session.commit()
+    assert await names(db) == ["a"]
+    await db.dispose()
+
+
 async def test_setting_up_connects_to_nothing(tmp_path: Path) -> None:
     """The file of a database appears with its first statement."""
     path = tmp_path / "late.db"

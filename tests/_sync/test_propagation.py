@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from asyncsession_kit import (
     ConfigurationError,
@@ -209,6 +209,27 @@ def test_a_savepoint_that_cannot_be_made_is_told(db: Database) -> None:
         session.add(Account(name="b"))
         session.commit()
     assert names(db) == ["a", "b"]
+
+
+def test_a_savepoint_that_cannot_be_rolled_back_forbids_the_commit(
+    pg_database: PgDatabase, pg: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the connection gone nothing is left to go on with, and the outer scope says so."""
+    outer = pg.session_scope()
+    with pytest.raises(Exception, match=r"(?i)invalid|rolled back|closed|swallowed"):
+        with outer as session:
+            session.add(Account(name="a"))
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+            with pytest.raises(BodyFailed):
+                with pg.session_scope(propagation="nested"):
+                    session.add(Account(name="b"))
+                    session.flush()
+                    pg_database.view.terminate(pid)
+                    raise BodyFailed
+    assert outer.outcome == "rolled_back"
+    assert "rolling back to a savepoint failed" in caplog.text
+    assert checked_out(pg) == 0
+    assert names(pg) == []
 
 
 # --- mandatory, never, durable --------------------------------------------------------------------

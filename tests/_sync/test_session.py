@@ -120,6 +120,16 @@ def test_unflushed_changes_are_uncommitted_work(db: Database) -> None:
             account.name = "b"
 
 
+def test_an_assignment_of_the_same_value_is_no_change(db: Database) -> None:
+    """SQLAlchemy looks at the object again; a read-only scope has nothing to refuse."""
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+    with db.session_scope(read_only=True) as session:
+        account = session.scalars(select(Account)).one()
+        account.name = "a"
+        session.flush()
+
+
 def test_core_statements_and_connections_work(db: Database) -> None:
     """The session's connection is SQLAlchemy's, and its work is part of the transaction."""
     with db.session_scope() as session:
