@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
-# What the worker needs for its last report, many times over (seconds).
-_GRACE = 0.002
+# What the worker needs for its last report on a busy machine, many times over (seconds).
+_GRACE = 0.02
 
 
 class SelfClosing(sqlite3.Connection):

@@ -223,7 +223,7 @@ def test_a_failed_opening_of_a_file_prints_nothing(tmp_path: Path) -> None:
         "async def main():\n"
         "    async with AsyncDatabase('sqlite:////nowhere/x.db').session_scope() as session:\n"
         "        await session.connection()\n"
-        "for _ in range(20):\n"
+        "for _ in range(5):\n"
         "    try:\n"
         "        asyncio.run(main())\n"
         "    except ConnectionError:\n"
