@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +140,32 @@ async def test_a_task_awaits_another_only_through_wait_for() -> None:
     await in_thread
     forever.set()
     await waiting
+
+
+async def test_a_call_that_was_moved_to_another_task_is_recognised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """wait_for as Python 3.11 has it: the awaited task counts as the owner's, however deep."""
+
+    async def wait_for(fut: Coroutine[Any, Any, None], timeout: float) -> None:
+        fut = asyncio.ensure_future(fut)  # type: ignore[assignment]
+        await asyncio.wait([fut], timeout=timeout)  # type: ignore[type-var]
+
+    monkeypatch.setattr(asyncio, "wait_for", wait_for)
+    seen: list[bool] = []
+
+    async def inner() -> None:
+        await asyncio.sleep(0)
+        seen.append(awaits(owner, asyncio.current_task()))
+
+    async def outer() -> None:
+        await asyncio.wait_for(inner(), 5)
+        await inner()
+
+    owner = asyncio.create_task(asyncio.wait_for(outer(), 5))
+    await owner
+    assert seen == [True, True]
+    assert not awaits(owner, asyncio.current_task())
 
 
 async def test_tasks_and_threads_are_named() -> None:
