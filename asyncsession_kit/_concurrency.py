@@ -25,6 +25,8 @@ T = TypeVar("T")
 Task: TypeAlias = "asyncio.Task[Any]"
 Loop: TypeAlias = asyncio.AbstractEventLoop
 
+Cancelled = asyncio.CancelledError
+
 logger = logging.getLogger("asyncsession_kit")
 # Without logging set up, Python would print our warnings to stderr.
 logger.addHandler(logging.NullHandler())

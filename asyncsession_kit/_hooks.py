@@ -20,7 +20,7 @@ from sqlalchemy.orm import SessionTransaction
 
 from ._ambient import ambient, async_ambient
 from ._callsite import describe, user_origin
-from ._concurrency import logger
+from ._concurrency import Cancelled, logger
 from ._outcome import Outcome
 from .errors import ConfigurationError, PropagationError
 
@@ -201,16 +201,22 @@ async def async_run_at_end(hooks: Hooks, outcome: Outcome) -> None:
     """Run what was registered for the end, in order; errors are logged."""
     hooks.settle(outcome)
     token = _running.set((hooks.at_end, outcome))
+    cancellation: Cancelled | None = None
     try:
         while hooks.at_end:
             hook = hooks.at_end.popleft()
             if hook.applies():
                 try:
                     await _awaited(hook.run())
+                except Cancelled as error:
+                    # The others are told of the end all the same; the caller then is cancelled.
+                    cancellation = error
                 except Exception as error:
                     _log(hook, error)
     finally:
         _running.reset(token)
+    if cancellation is not None:
+        raise cancellation
 
 
 def run_at_end(hooks: Hooks, outcome: Outcome) -> None:

@@ -112,3 +112,16 @@ def refuse_options_with_session(options: ScopeOptions, read_only: bool | None) -
             f"{', '.join(names)} cannot be set on a session that was passed with session=;"
             " set it where that session is opened"
         )
+
+
+def refuse_placement_with_session(propagation: str, durable: bool) -> None:
+    """Refuse to place a scope around a session that was passed: where it belongs is decided.
+
+    :raises ConfigurationError: another propagation than join, or ``durable``, was asked for.
+    """
+    if propagation != "join" or durable:
+        asked = "durable=True" if durable else f"propagation={propagation!r}"
+        raise ConfigurationError(
+            f"{asked} cannot be set on a session that was passed with session=; leave one of the"
+            " two out"
+        )

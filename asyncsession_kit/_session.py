@@ -163,14 +163,16 @@ class KitSession(Session):
         except Exception as error:
             # The failure at hand matters more; the connection is dropped or checked at check-in.
             logger.info("rolling back after a failed commit failed: %s", type(error).__name__)
-            self.reset()
+            Session.reset(self)
 
     def rollback(self) -> None:
         """Roll back the whole transaction."""
         self.kit_check()
         self._refuse_joined("rollback")
-        self.kit_state.flush_error = None
-        self.kit_state.mark = None
+        state = self.kit_state
+        state.flush_error = state.mark = None
+        if state.connection is None and self.in_transaction():
+            state.discard()
         super().rollback()
 
     def _refuse_joined(self, call: str) -> None:
@@ -186,6 +188,9 @@ class KitSession(Session):
         if state.closed:
             return
         self.kit_check()
+        self._refuse_joined("close")
+        if state.connection is None and self.kit_has_changes():
+            state.discard()
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
             state.closed = True
@@ -194,6 +199,18 @@ class KitSession(Session):
             super().close()
         finally:
             state.closed = True
+
+    def reset(self) -> None:
+        """Reset as usual; in a joined scope that would end the outermost one's transaction."""
+        self.kit_check()
+        self._refuse_joined("reset")
+        super().reset()
+
+    def invalidate(self) -> None:
+        """Invalidate as usual; in a joined scope that would end the outermost one's transaction."""
+        self.kit_check()
+        self._refuse_joined("invalidate")
+        super().invalidate()
 
     # --- what is not sent yet is checked as well: the owner's commit would store it -----------
 
@@ -384,6 +401,12 @@ for _name in (
     "rollback",
     "close",
     "begin",
+    "reset",
+    "invalidate",
+    "add",
+    "delete",
+    "merge",
+    "refresh",
     "bulk_save_objects",
     "bulk_insert_mappings",
     "bulk_update_mappings",
@@ -599,6 +622,8 @@ def release_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
     mark = core.kit_state.mark
     if mark is not None and encloses(savepoint, mark.savepoint):
         raise _unexpected_rollback(mark)
+    if (doom := doom_of(core.kit_state.connection)) is not None:
+        raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
     savepoint.commit()
 
 

@@ -149,6 +149,12 @@ class SessionState:
         self.committing = self.committed = False
         self.mark = self.commit_error = None
 
+    def discard(self) -> None:
+        """Record that work was given up before any of it was sent."""
+        self.outcome = Outcome.ROLLED_BACK
+        if self.hooks is not None:
+            self.hooks.settle(self.outcome)
+
     def _judge(self, error: BaseException | None) -> Outcome:
         if self.committed:
             return Outcome.COMMITTED

@@ -285,3 +285,29 @@ def test_a_coroutine_function_is_no_hook_of_a_thread(
         before_commit(hook)
     assert stored_names(sqlite_url(tmp_path)) == ["a"]
     database.dispose()
+
+
+async def test_a_cancelled_hook_does_not_stop_the_others(tmp_path: Path) -> None:
+    """The transaction is committed whoever is cancelled; all are told, then the caller is."""
+    seen: list[str] = []
+    waiting = asyncio.Event()
+
+    async def slow() -> None:
+        waiting.set()
+        await asyncio.sleep(60)
+
+    async with open_database(sqlite_url(tmp_path)) as db:
+
+        async def body() -> None:
+            async with db.session_scope() as session:
+                session.add(Account(name="a"))
+                on_commit(slow)
+                on_commit(lambda: seen.append("told"))
+
+        task = asyncio.create_task(body())
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert seen == ["told"]
+    assert stored_names(sqlite_url(tmp_path)) == ["a"]

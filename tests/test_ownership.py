@@ -56,6 +56,8 @@ USES: dict[str, Callable[[AsyncSession], Awaitable[object]]] = {
     "flush": lambda session: session.flush(),
     "commit": lambda session: session.commit(),
     "rollback": lambda session: session.rollback(),
+    "reset": lambda session: session.reset(),
+    "invalidate": lambda session: session.invalidate(),
     "close": lambda session: session.close(),
     "connection": lambda session: session.connection(),
     "bound connection": lambda session: session.connection(

@@ -19,6 +19,7 @@ from .._propagation import (
     decide,
     refuse_conflicts,
     refuse_options_with_session,
+    refuse_placement_with_session,
 )
 from .._request import Request
 from .._session import (
@@ -159,6 +160,7 @@ class AsyncSessionScope:
 
     def _use(self, session: AsyncSession) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
+        refuse_placement_with_session(self._request.propagation, self._request.durable)
         state = given_async_session(session)
         if state is not None:
             self._database = state.database

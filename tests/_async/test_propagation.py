@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
 
 from asyncsession_kit import (
     AsyncDatabase,
     ConfigurationError,
     PoolDeadlockError,
     PropagationError,
+    TransactionDoomedError,
     UnexpectedRollbackError,
     current_async_session,
 )
@@ -154,6 +156,20 @@ async def test_an_error_swallowed_in_a_nested_scope_is_told_when_it_ends(
                         raise BodyFailed
         session.add(Account(name="c"))
     assert await names(db) == ["a", "c"]
+
+
+async def test_a_statement_error_swallowed_in_a_nested_scope_is_undone_with_it(
+    db: AsyncDatabase,
+) -> None:
+    """Leaving the nested scope raises and rolls back to its savepoint; the outer scope goes on."""
+    async with db.session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(TransactionDoomedError):
+            async with db.session_scope(propagation="nested"):
+                with pytest.raises(DBAPIError):
+                    await session.execute(text("INSERT INTO nope VALUES (1)"))
+        session.add(Account(name="b"))
+    assert await names(db) == ["a", "b"]
 
 
 async def test_nested_scopes_nest(db: AsyncDatabase) -> None:

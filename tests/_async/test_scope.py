@@ -15,6 +15,7 @@ from asyncsession_kit import (
     SessionClosedError,
     UncommittedWorkWarning,
     UnexpectedRollbackError,
+    on_completion,
 )
 from asyncsession_kit._types import AsyncSession, unwrap_async_engine
 from tests.support.models import Account
@@ -250,6 +251,20 @@ async def test_savepoints_belong_to_the_transaction(db: AsyncDatabase) -> None:
     assert await names(db) == ["a", "b"]
 
 
+@pytest.mark.parametrize("how", ["rollback", "close"])
+async def test_work_given_up_before_it_was_sent_counts_as_rolled_back(
+    db: AsyncDatabase, how: str
+) -> None:
+    """The outcome does not depend on whether anything was flushed before the body gave up."""
+    scope, seen = db.session_scope(), list[str]()
+    async with scope as session:
+        session.add(Account(name="a"))
+        on_completion(seen.append)
+        await getattr(session, how)()
+    assert (scope.outcome, scope.commits) == ("rolled_back", 0)
+    assert seen == ["rolled_back"]
+
+
 # --- after the end --------------------------------------------------------------------------------
 
 
@@ -329,8 +344,9 @@ async def test_a_joined_scope_may_not_end_the_transaction(db: AsyncDatabase) -> 
         async with db.session_scope() as same:
             with pytest.raises(PropagationError, match="outermost"):
                 await same.commit()
-            with pytest.raises(PropagationError, match="outermost"):
-                await same.rollback()
+            for call in (same.rollback, same.close, same.reset, same.invalidate):
+                with pytest.raises(PropagationError, match="outermost"):
+                    await call()
         await session.commit()
     assert await names(db) == ["a"]
 
@@ -461,6 +477,17 @@ async def test_options_beside_a_passed_session_are_refused(db: AsyncDatabase) ->
     session = db.get_session()
     with pytest.raises(ConfigurationError, match=r"autoflush, read_only.*session="):
         await db.session_scope(session=session, autoflush=False, read_only=True).__aenter__()
+    await session.close()
+
+
+@pytest.mark.parametrize("options", [{"propagation": "new"}, {"durable": True}])
+async def test_a_passed_session_has_its_place(
+    db: AsyncDatabase, options: dict[str, object]
+) -> None:
+    """Propagation says which session to use, and session= has said it already."""
+    session = db.get_session()
+    with pytest.raises(ConfigurationError, match="session="):
+        await db.session_scope(session=session, **options).__aenter__()  # type: ignore[arg-type]
     await session.close()
 
 

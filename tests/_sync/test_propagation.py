@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
 
 from asyncsession_kit import (
     ConfigurationError,
     Database,
     PoolDeadlockError,
     PropagationError,
+    TransactionDoomedError,
     UnexpectedRollbackError,
     current_session,
 )
@@ -155,6 +157,20 @@ def test_an_error_swallowed_in_a_nested_scope_is_told_when_it_ends(
                         raise BodyFailed
         session.add(Account(name="c"))
     assert names(db) == ["a", "c"]
+
+
+def test_a_statement_error_swallowed_in_a_nested_scope_is_undone_with_it(
+    db: Database,
+) -> None:
+    """Leaving the nested scope raises and rolls back to its savepoint; the outer scope goes on."""
+    with db.session_scope() as session:
+        session.add(Account(name="a"))
+        with pytest.raises(TransactionDoomedError):
+            with db.session_scope(propagation="nested"):
+                with pytest.raises(DBAPIError):
+                    session.execute(text("INSERT INTO nope VALUES (1)"))
+        session.add(Account(name="b"))
+    assert names(db) == ["a", "b"]
 
 
 def test_nested_scopes_nest(db: Database) -> None:

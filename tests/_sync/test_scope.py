@@ -16,6 +16,7 @@ from asyncsession_kit import (
     SessionScope,
     UncommittedWorkWarning,
     UnexpectedRollbackError,
+    on_completion,
 )
 from asyncsession_kit._types import Session, unwrap_engine
 from tests.support.models import Account
@@ -251,6 +252,18 @@ def test_savepoints_belong_to_the_transaction(db: Database) -> None:
     assert names(db) == ["a", "b"]
 
 
+@pytest.mark.parametrize("how", ["rollback", "close"])
+def test_work_given_up_before_it_was_sent_counts_as_rolled_back(db: Database, how: str) -> None:
+    """The outcome does not depend on whether anything was flushed before the body gave up."""
+    scope, seen = db.session_scope(), list[str]()
+    with scope as session:
+        session.add(Account(name="a"))
+        on_completion(seen.append)
+        getattr(session, how)()
+    assert (scope.outcome, scope.commits) == ("rolled_back", 0)
+    assert seen == ["rolled_back"]
+
+
 # --- after the end --------------------------------------------------------------------------------
 
 
@@ -330,8 +343,9 @@ def test_a_joined_scope_may_not_end_the_transaction(db: Database) -> None:
         with db.session_scope() as same:
             with pytest.raises(PropagationError, match="outermost"):
                 same.commit()
-            with pytest.raises(PropagationError, match="outermost"):
-                same.rollback()
+            for call in (same.rollback, same.close, same.reset, same.invalidate):
+                with pytest.raises(PropagationError, match="outermost"):
+                    call()
         session.commit()
     assert names(db) == ["a"]
 
@@ -462,6 +476,15 @@ def test_options_beside_a_passed_session_are_refused(db: Database) -> None:
     session = db.get_session()
     with pytest.raises(ConfigurationError, match=r"autoflush, read_only.*session="):
         db.session_scope(session=session, autoflush=False, read_only=True).__enter__()
+    session.close()
+
+
+@pytest.mark.parametrize("options", [{"propagation": "new"}, {"durable": True}])
+def test_a_passed_session_has_its_place(db: Database, options: dict[str, object]) -> None:
+    """Propagation says which session to use, and session= has said it already."""
+    session = db.get_session()
+    with pytest.raises(ConfigurationError, match="session="):
+        db.session_scope(session=session, **options).__enter__()  # type: ignore[arg-type]
     session.close()
 
 
