@@ -7,13 +7,14 @@ import gc
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncsession_kit import LockTimeoutError
 from asyncsession_kit._concurrency import AsyncWaiter, Waiter
 from asyncsession_kit._sync.turn import take_turn
-from asyncsession_kit._writer_queue import Turn, WriterQueue, writer_queue
+from asyncsession_kit._writer_queue import Turn, WriterQueue, _awaited_in, writer_queue
 
 
 class Writer:
@@ -176,3 +177,15 @@ def test_the_holder_is_described_since_it_was_granted(queue: WriterQueue) -> Non
     second.begin()
     assert "thread 'MainThread', which began to write" in second.turn.describe()
     assert "100." not in second.turn.describe()
+
+
+async def test_wait_for_is_seen_to_wait_for_what_it_was_given() -> None:
+    """Up to Python 3.11 that is a task of its own, whose writer its caller then waits for."""
+    task = asyncio.create_task(asyncio.wait_for(asyncio.Event().wait(), 60))
+    await asyncio.sleep(0)
+    coroutine: Any = task.get_coro()
+    frame = coroutine.cr_frame
+    assert _awaited_in(frame) == (frame.f_locals["fut"],)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
