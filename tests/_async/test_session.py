@@ -142,3 +142,20 @@ async def test_core_statements_and_connections_work(db: AsyncDatabase) -> None:
 def test_the_session_is_a_real_one(sqlite_db: AsyncDatabase) -> None:
     """isinstance() and the sessions of type checkers agree."""
     assert isinstance(sqlite_db.get_session(), AsyncSession)
+
+
+async def test_reset_and_invalidate_end_the_transaction(db: AsyncDatabase) -> None:
+    """Both discard what was not committed; after a reset the session goes on, empty."""
+    scope = db.session_scope()
+    async with scope as session:
+        session.add(Account(name="a"))
+        await session.flush()
+        await session.reset()
+        session.add(Account(name="b"))
+        await session.commit()
+        session.add(Account(name="c"))
+        await session.flush()
+        await session.invalidate()
+    assert (scope.outcome, scope.commits) == ("rolled_back", 1)
+    assert unwrap_async_engine(db.engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert await names(db) == ["b"]

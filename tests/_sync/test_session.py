@@ -141,3 +141,20 @@ def test_core_statements_and_connections_work(db: Database) -> None:
 def test_the_session_is_a_real_one(sqlite_db: Database) -> None:
     """isinstance() and the sessions of type checkers agree."""
     assert isinstance(sqlite_db.get_session(), Session)
+
+
+def test_reset_and_invalidate_end_the_transaction(db: Database) -> None:
+    """Both discard what was not committed; after a reset the session goes on, empty."""
+    scope = db.session_scope()
+    with scope as session:
+        session.add(Account(name="a"))
+        session.flush()
+        session.reset()
+        session.add(Account(name="b"))
+        session.commit()
+        session.add(Account(name="c"))
+        session.flush()
+        session.invalidate()
+    assert (scope.outcome, scope.commits) == ("rolled_back", 1)
+    assert unwrap_engine(db.engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert names(db) == ["b"]
