@@ -11,7 +11,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock as Lock
 from threading import RLock as RLock
@@ -116,12 +116,32 @@ def _suspended_in(owner: Task, function: Callable[..., Any]) -> Iterator[FrameTy
         awaited = awaited.cr_await
 
 
+class BoundReachedError(Exception):
+    """Says that a call was given up because its time was over."""
+
+
+async def async_bound(call: Awaitable[T], seconds: float) -> T:
+    """Wait for the call ``seconds`` at the longest, then cancel it.
+
+    :raises BoundReachedError: the time was over; the cause is what became of the call.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await call
+    except Exception as error:
+        if limit.expired():
+            raise BoundReachedError from error
+        raise
+
+
 # --- calls into the session's core ----------------------------------------------------------------
 
 
 async def async_run_core(session: AsyncSession, step: Callable[[Any], T]) -> T:
     """Run ``step`` on the session underneath, in one greenlet switch."""
-    return await session.run_sync(step)
+    # Not the session's own method, which a deadline bounds: these steps end a transaction.
+    return await AsyncSession.run_sync(session, step)
 
 
 def run_core(session: Session, step: Callable[[Any], T]) -> T:
@@ -135,12 +155,13 @@ async def async_carry(
     *,
     patience: float | None,
     grace: float,
+    overtime: float = 0.0,
 ) -> bool:
     """Run ``step`` in a task of its own that a cancellation of the caller does not reach.
 
-    The caller waits up to ``patience`` seconds (None: as long as it takes), and once cancelled up
-    to ``grace`` seconds more.  When that time is over the task is cancelled, so that the driver
-    drops the connection.  Returns whether the step came to its end by itself.
+    The caller waits up to ``patience`` seconds (None: as long as it takes) and ``overtime`` more;
+    once cancelled up to ``grace`` seconds more.  When that time is over the task is cancelled, so
+    that the driver drops the connection.  Returns whether the step came to its end by itself.
 
     :raises asyncio.CancelledError: the caller was cancelled; the step has ended by then.
     """
@@ -153,6 +174,8 @@ async def async_carry(
         await _settle(task, grace)
         _log_unseen(task)
         raise
+    if not task.done() and overtime:
+        await _wait_unmoved(task, overtime)
     if task.done():
         task.result()
         return True
@@ -167,6 +190,7 @@ def carry(
     *,
     patience: float | None,
     grace: float,
+    overtime: float = 0.0,
 ) -> bool:
     """Run ``step``, once a call of another thread that is in progress has ended.
 
@@ -188,7 +212,7 @@ async def _carried_step(session: AsyncSession, step: Callable[[Any], object]) ->
     assert task is not None
     _carriers[task] = session.sync_session
     try:
-        await session.run_sync(step)
+        await AsyncSession.run_sync(session, step)
     finally:
         del _carriers[task]
 

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Transaction
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
+from ._deadline import Deadline
 from ._outcome import Outcome
-from ._reads import NOTHING
+from ._reads import NOTHING, OPAQUE
+from ._terms import DEFAULT, Kind, Terms
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError
+
+# Tells the server the longest that a statement of this transaction may take (seconds; None: as long
+# as before).
+Limiter = Callable[[Connection, float | None], None]
+
+# What the server holds no longer applies: whatever is wanted is to be told anew.
+STALE = float("inf")
+
+# The databases whose scopes the running code opens for one that waits for them.
+gathering: ContextVar[frozenset[object]] = ContextVar(
+    "asyncsession_kit_gathering", default=frozenset()
+)
+
+# Under this name the pool's record of a reader's connection knows the session's state.
+READER = "asyncsession_kit_reader"
 
 if TYPE_CHECKING:
     from ._holders import Holders
@@ -29,16 +48,23 @@ def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> boo
 
 
 class RollbackMark:
-    """Tells that a joined scope failed: which, why, and inside which savepoint."""
+    """Tells that there must be no commit: which scope says so, why, and up to which savepoint.
+
+    ``error`` is what a joined scope failed with; None where ``set_rollback_only()`` was called.
+    """
 
     __slots__ = ("error", "name", "savepoint")
 
     def __init__(
-        self, name: str, error: BaseException, savepoint: SessionTransaction | None
+        self, name: str, error: BaseException | None, savepoint: SessionTransaction | None
     ) -> None:
         self.name = name
         self.error = error
         self.savepoint = savepoint
+
+    def covers(self, other: RollbackMark) -> bool:
+        """Tell whether what this forbids includes what the other does."""
+        return self.savepoint is None or encloses(self.savepoint, other.savepoint)
 
     def undone_by(self, transaction: SessionTransaction) -> bool:
         """Tell whether rolling back ``transaction`` also undoes the failed scope's work."""
@@ -58,6 +84,7 @@ class SessionState:
         "config",
         "connection",
         "database",
+        "deadline",
         "enclosing",
         "engine",
         "flush_error",
@@ -65,34 +92,45 @@ class SessionState:
         "hooks",
         "joined",
         "level",
+        "limiter",
+        "lost",
         "mark",
         "origin",
         "outcome",
         "owner",
-        "read_only",
+        "root",
         "scoped",
+        "terms",
         "thread",
+        "told",
     )
 
-    def __init__(self, config: SessionConfig, origin: Origin | None, read_only: bool) -> None:
+    def __init__(
+        self, config: SessionConfig, origin: Origin | None, terms: Terms = DEFAULT
+    ) -> None:
         self.config = config
         self.origin = origin
-        self.read_only = read_only
+        self.terms = terms
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.scoped = False
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False
+        self.deadline: Deadline | None = None
+        self.limiter: Limiter | None = None
+        self.told: float | None = None
         self.holders: Holders | None = None
         self.hooks: Hooks | None = None
         self.level = NOTHING
         self.connection: Connection | None = None
+        self.root: Transaction | None = None
         self.outcome: Outcome | None = None
         self.commits = 0
         self.joined = 0
         self.committing = False
         self.committed = False
+        self.lost = False
         self.closed = False
         self.flush_error: BaseException | None = None
         self.commit_error: BaseException | None = None
@@ -134,20 +172,50 @@ class SessionState:
         self.owner = running_task()
         self.thread = thread_id()
 
+    @property
+    def read_only(self) -> bool:
+        """Tell whether the session only reads."""
+        return self.terms.read_only
+
+    def mark_failed(self, mark: RollbackMark) -> None:
+        """Forbid a commit; of two reasons the one that forbids more is kept, else the first."""
+        if self.mark is None or not self.mark.covers(mark):
+            self.mark = mark
+
     def ended(self) -> None:
         """Record how the transaction that has just ended did end."""
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
-            self.commits += self.outcome is Outcome.COMMITTED
+            transaction = self.terms.kind is Kind.TRANSACTION
+            self.commits += transaction and self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)
+        self.leave_pool()
+        self.connection = self.root = self.told = None
+        self.level = NOTHING
+        self.committing = self.committed = self.lost = False
+        self.mark = self.commit_error = None
+
+    def limit(self, deadline: Deadline | None) -> None:
+        """Put another deadline in place; the server is told with the next statement."""
+        self.deadline = deadline
+        if self.connection is not None:
+            self.told = STALE
+
+    def leave_pool(self) -> None:
+        """Give back the place at the pool; a second call does nothing."""
         if self.holders is not None:
             self.holders.leave(self)
-        self.connection = None
-        self.level = NOTHING
-        self.committing = self.committed = False
-        self.mark = self.commit_error = None
+
+    def slipped(self) -> bool:
+        """Tell whether somebody else has ended the transaction: this costs no round trip."""
+        connection, root = self.connection, self.root
+        if connection is None or root is None or self.committing or connection.closed:
+            return False
+        if self.terms.kind is not Kind.TRANSACTION:
+            return False
+        return not connection.invalidated and not root.is_active
 
     def discard(self) -> None:
         """Record that work was given up before any of it was sent."""
@@ -156,8 +224,13 @@ class SessionState:
             self.hooks.settle(self.outcome)
 
     def _judge(self, error: BaseException | None) -> Outcome:
+        if self.lost:
+            return Outcome.UNKNOWN
         if self.committed:
             return Outcome.COMMITTED
+        if self.terms.kind is Kind.BARE and self.level >= OPAQUE:
+            # Each statement was stored by itself, or was not.
+            return Outcome.UNKNOWN
         sent = self.committing and self.flush_error is None
         return Outcome.UNKNOWN if sent and _is_ambiguous(error) else Outcome.ROLLED_BACK
 

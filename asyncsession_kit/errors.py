@@ -12,9 +12,11 @@
     │   ├── TransactionDoomedError      also sqlalchemy.exc.PendingRollbackError
     │   ├── UnexpectedRollbackError
     │   ├── ReadOnlyTransactionError
+    │   ├── TransactionTimeoutError     also OperationalError and builtins.TimeoutError
     │   └── LockTimeoutError            also sqlalchemy.exc.OperationalError
     └── ConnectionError                 also OperationalError and builtins.ConnectionError
-        ├── PoolDeadlockError
+        ├── PoolExhaustedError          also sqlalchemy.exc.TimeoutError and builtins.TimeoutError
+        │   └── PoolDeadlockError
         ├── ConnectTimeoutError         also builtins.TimeoutError
         ├── AuthenticationError
         └── ServerUnavailableError
@@ -32,6 +34,7 @@ import builtins
 import pickle
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import exc as sa_exc
@@ -165,11 +168,35 @@ class LockTimeoutError(TransactionError, _DatabaseError):
     retryable = True
 
 
+class TransactionTimeoutError(TransactionError, _DatabaseError, builtins.TimeoutError):
+    """Reports a scope whose ``timeout`` ran out.
+
+    ``step`` is the one in which it did (``connection``, ``statement``, ``commit``, or ``body`` for
+    the scope's own code), ``steps`` the seconds that each took.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str = "statement",
+        steps: Mapping[str, float] | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.step = step
+        self.steps = dict(steps or {})
+
+
 class ConnectionError(_DatabaseError, builtins.ConnectionError):
     """Is the root of what can go wrong with a connection or the pool."""
 
 
-class PoolDeadlockError(ConnectionError):
+class PoolExhaustedError(ConnectionError, sa_exc.TimeoutError, builtins.TimeoutError):
+    """Reports that no connection of the pool came free in time; it lists who holds them."""
+
+
+class PoolDeadlockError(PoolExhaustedError):
     """Reports a wait that only the waiter itself could have ended; it is raised at once."""
 
 
