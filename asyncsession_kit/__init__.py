@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
+from ._adopt import adopt_session
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
+from ._async.gather import async_gather_scopes
 from ._async.scope import AsyncSessionScope
 from ._current import current_scope
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
@@ -14,6 +16,7 @@ from ._outcome import Outcome
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
+from ._sync.gather import gather_scopes
 from ._sync.scope import SessionScope
 from .config import (
     ScopeOptions,
@@ -38,6 +41,7 @@ from .errors import (
     DatabaseNotConfiguredError,
     LockTimeoutError,
     PoolDeadlockError,
+    PoolExhaustedError,
     PropagationError,
     ReadOnlyTransactionError,
     ServerUnavailableError,
@@ -45,6 +49,7 @@ from .errors import (
     SessionError,
     TransactionDoomedError,
     TransactionError,
+    TransactionTimeoutError,
     UncommittedWorkWarning,
     UnexpectedRollbackError,
 )
@@ -63,6 +68,7 @@ __all__ = [
     "LockTimeoutError",
     "Outcome",
     "PoolDeadlockError",
+    "PoolExhaustedError",
     "PropagationError",
     "ReadOnlyTransactionError",
     "ScopeOptions",
@@ -74,9 +80,12 @@ __all__ = [
     "SessionScope",
     "TransactionDoomedError",
     "TransactionError",
+    "TransactionTimeoutError",
     "UncommittedWorkWarning",
     "UnexpectedRollbackError",
+    "adopt_session",
     "async_dispose_database",
+    "async_gather_scopes",
     "async_session_scope",
     "async_with_session",
     "before_commit",
@@ -85,6 +94,7 @@ __all__ = [
     "current_scope",
     "current_session",
     "dispose_database",
+    "gather_scopes",
     "get_async_session",
     "get_database",
     "get_session",

@@ -399,8 +399,8 @@ def limiter_for(dialect: str, terms: Terms, statement_timeout: float | None) -> 
         if terms.kind is not Kind.TRANSACTION:
             where = "a session without a transaction"
         raise ConfigurationError(
-            f"statement_timeout={statement_timeout!r} is not available on {where} yet; set it to None"
-            " for its scopes"
+            f"statement_timeout={statement_timeout!r} is not available on {where} yet; set it to"
+            " None for its scopes"
         )
     return limiter
 

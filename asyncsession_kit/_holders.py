@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +17,16 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from ._callsite import describe
-from ._concurrency import AsyncWaiter, RLock, Waiter, describe_task, describe_thread
-from ._state import SessionState
+from ._concurrency import (
+    AsyncWaiter,
+    RLock,
+    Waiter,
+    describe_task,
+    describe_thread,
+    running_task,
+    thread_id,
+)
+from ._state import Gathering, SessionState, gatherings
 from .errors import PoolDeadlockError, PoolExhaustedError
 
 # QueuePool's own defaults: its size, its overflow, and how long it makes one wait (seconds).
@@ -170,11 +179,12 @@ class Holders:
         with self._lock:
             self._waiting.pop(state, None)
 
-    def room_beside(self, state: SessionState | None) -> int | None:
-        """Return how many connections there are beside what that session holds; None: no limit."""
-        if self.capacity is None:
-            return None
-        return self.capacity - (state is not None and state in self._holding)
+    def room_beside_own(self) -> int | None:
+        """Return how many connections there are that the caller does not hold; None: no limit."""
+        own = running_task() or thread_id()
+        with self._lock:
+            held = sum(_flow(state) == own for state in self._holding)
+        return None if self.capacity is None else self.capacity - held
 
     # --- errors -----------------------------------------------------------------------------------
 
@@ -209,6 +219,24 @@ class Holders:
         now = time.monotonic()
         held = sorted(self._holding.items(), key=lambda item: item[1])
         return "; ".join(f"{_name(state)} for {now - since:.2f} s" for state, since in held)
+
+
+@contextmanager
+def gathering(
+    database: object, state: SessionState | None, holders: Holders | None
+) -> Iterator[None]:
+    """Note, for the scopes opened inside, that the session waits for them all."""
+    gathered = Gathering(database, state)
+    token = gatherings.set((*gatherings.get(), gathered))
+    if holders is not None and state is not None:
+        holders.suspend(state)
+    try:
+        yield
+    finally:
+        gathered.open = False
+        gatherings.reset(token)
+        if holders is not None and state is not None:
+            holders.resume(state)
 
 
 def _opened(state: SessionState) -> str:

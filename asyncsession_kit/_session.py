@@ -29,8 +29,15 @@ from ._concurrency import (
 )
 from ._deadline import COMMIT, CONNECTION, SERVER_FIRST, STATEMENT, Deadline, asking
 from ._doom import doom_of
-from ._hooks import async_run_before_commit, run_at_begin, run_hooks_before_commit
+from ._hooks import (
+    async_run_at_end,
+    async_run_before_commit,
+    run_at_begin,
+    run_at_end,
+    run_hooks_before_commit,
+)
 from ._limits import hold_limit
+from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import READER, RollbackMark, SessionState, encloses
 from ._terms import Kind
@@ -493,6 +500,14 @@ class ThreadSession(KitSession):
         finally:
             self.kit_turn.release()
 
+    def close(self) -> None:
+        """Close for good; then what was registered for the end runs, as no scope does that here."""
+        was_closed = self.kit_state.closed
+        super().close()
+        state = self.kit_state
+        if state.hooks is not None and not state.scoped and not was_closed:
+            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
+
     def kit_refuse_overlap(self, call: str) -> NoReturn:
         """Raise for a call made while another thread's is in progress."""
         raise ConcurrentSessionUseError(
@@ -629,6 +644,9 @@ class TaskSession(AsyncSession):
             await async_carry(self, KitSession.close, patience=limit, grace=limit)
         else:
             core.close()
+        state = core.kit_state
+        if state.hooks is not None and not state.scoped:
+            await async_run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
 
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close."""

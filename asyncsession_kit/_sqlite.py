@@ -142,8 +142,7 @@ class _Profile:
 
     @property
     def _defaults(self) -> str:
-        timeout = round(self.busy_timeout * 1000)
-        return f"PRAGMA query_only = 0;PRAGMA read_uncommitted = 0;PRAGMA busy_timeout = {timeout}"
+        return f"PRAGMA query_only = 0;PRAGMA busy_timeout = {round(self.busy_timeout * 1000)}"
 
     def on_reset(
         self, dbapi_connection: Any, record: ConnectionPoolEntry | None, state: PoolResetState
@@ -157,7 +156,7 @@ class _Profile:
             if _in_transaction(record.driver_connection):
                 # executescript() would commit it.
                 dbapi_connection.rollback()
-            self._run(dbapi_connection, self._defaults)
+            self._run(dbapi_connection, f"{self._defaults};PRAGMA read_uncommitted = 0")
 
     # --- a transaction ----------------------------------------------------------------------------
 

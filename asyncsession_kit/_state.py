@@ -27,11 +27,6 @@ Limiter = Callable[[Connection, float | None], None]
 # What the server holds no longer applies: whatever is wanted is to be told anew.
 STALE = float("inf")
 
-# The databases whose scopes the running code opens for one that waits for them.
-gathering: ContextVar[frozenset[object]] = ContextVar(
-    "asyncsession_kit_gathering", default=frozenset()
-)
-
 # Under this name the pool's record of a reader's connection knows the session's state.
 READER = "asyncsession_kit_reader"
 
@@ -76,6 +71,7 @@ class SessionState:
 
     __slots__ = (
         "__weakref__",
+        "adopted",
         "closed",
         "commit_error",
         "commits",
@@ -117,6 +113,7 @@ class SessionState:
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False
+        self.adopted = False
         self.deadline: Deadline | None = None
         self.limiter: Limiter | None = None
         self.told: float | None = None
@@ -245,6 +242,33 @@ def _is_ambiguous(error: BaseException | None) -> bool:
         return error.connection_invalidated and error.statement is None
     lost = isinstance(error, OSError | TimeoutError)
     return lost or (error is not None and not isinstance(error, Exception))
+
+
+class Gathering:
+    """Is one wait of a session for scopes that work in parallel; ``open`` while it lasts."""
+
+    __slots__ = ("database", "open", "state")
+
+    def __init__(self, database: object, state: SessionState | None) -> None:
+        self.database = database
+        self.state = state
+        self.open = True
+
+
+# What waits for the running code to come to its end, outermost first.
+gatherings: ContextVar[tuple[Gathering, ...]] = ContextVar(
+    "asyncsession_kit_gatherings", default=()
+)
+
+
+def is_gathered(database: object) -> bool:
+    """Tell whether something waits for the scopes that the running code opens on the database."""
+    return any(g.open and g.database is database for g in gatherings.get())
+
+
+def awaits_this(state: SessionState | None) -> bool:
+    """Tell whether that session goes on only when the running code has come to its end."""
+    return any(g.open and g.state is state for g in gatherings.get() if state is not None)
 
 
 def carried_state() -> SessionState | None:

@@ -132,8 +132,16 @@ def execution_options(dialect: str, terms: Terms) -> Mapping[str, object]:
     elif terms.kind is not Kind.TRANSACTION:
         options["isolation_level"] = "AUTOCOMMIT"
     elif terms.isolation_level is not None:
-        options["isolation_level"] = terms.isolation_level
+        options["isolation_level"] = _SAME.get(dialect, {}).get(
+            terms.isolation_level, terms.isolation_level
+        )
     return options
+
+
+# PostgreSQL takes this name and does what the other one says; asyncpg does not know it.
+_SAME: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {"postgresql": {"READ UNCOMMITTED": "READ COMMITTED"}}
+)
 
 
 def _sqlite_options(terms: Terms) -> Mapping[str, object]:

@@ -53,10 +53,13 @@ ORDER = [
     "_sync.scope",
     "_sync.database",
     "databases",
+    "_async.gather",
     "_async.front",
     "_async.decorator",
+    "_sync.gather",
     "_sync.front",
     "_sync.decorator",
+    "_adopt",
     "_current",
     "__init__",
 ]

@@ -36,7 +36,7 @@ from .._session import (
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import RollbackMark, SessionState, gathering
+from .._state import RollbackMark, SessionState, is_gathered
 from .._terms import Kind
 from .._types import AsyncSession
 from ..config import get_session_config
@@ -248,9 +248,15 @@ class AsyncSessionScope:
             self._join(state, session)
             return
         refuse_options_with_session(self._request)
-        self.lend(state, session)
+        self._lend(state, session)
 
-    def lend(self, state: SessionState | None, session: AsyncSession) -> None:
+    def open_lent(self, state: SessionState, session: AsyncSession) -> None:
+        """Be the open scope, until the scope is left, of a session that somebody else ends."""
+        self._lend(state, session)
+        self.is_open = True
+        async_ambient.push(self)
+
+    def _lend(self, state: SessionState | None, session: AsyncSession) -> None:
         """Yield a session that somebody else ends; one of ours is the open one meanwhile."""
         self._decision = Decision.LEND
         self._session = session
@@ -281,7 +287,7 @@ class AsyncSessionScope:
         config = get_session_config().merged(request.options)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
-        state.enclosing = enclosing or self._database in gathering.get()
+        state.enclosing = enclosing or is_gathered(self._database)
         if request.timeout is not None:
             state.deadline = Deadline(request.timeout, request.origin)
         try:
@@ -313,7 +319,8 @@ class AsyncSessionScope:
         state, core = self.state, self._core
         assert state is not None and core is not None
         spared = self._request.spares(exc)
-        kept = (exc is None or spared) and not self._given_up
+        given_up = self._given_up and state.mark is not None
+        kept = (exc is None or spared) and not given_up
         done = False
         try:
             # Whoever leaves is entitled to: a generator may be finalised in another task.
@@ -321,7 +328,7 @@ class AsyncSessionScope:
             state.joined = 0
             if core.kit_is_untouched():
                 core.close()
-            elif (exc is not None or self._given_up) and not (kept and core.kit_can_commit()):
+            elif (exc is not None or given_up) and not (kept and core.kit_can_commit()):
                 await self._give_up(state, core, exc)
             elif state.terms.kind is not Kind.TRANSACTION:
                 await self._end_alone(state)
