@@ -89,9 +89,7 @@ class Adoption(Generic[S]):
         :raises ConcurrentSessionUseError: a call of it is in progress, or it was adopted already.
         """
         if not isinstance(self._core, ThreadSession):
-            raise ConfigurationError(
-                "adopt_session() of an AsyncSession is a block of 'async with'"
-            )
+            raise ConfigurationError("adopt_session() of an AsyncSession needs 'async with'")
         state = self._core.kit_state
         state.refuse_closed()
         if not self._core.kit_turn.acquire(blocking=False):

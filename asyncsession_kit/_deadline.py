@@ -23,7 +23,7 @@ class Deadline:
     ``seconds`` is what the scope was given; ``left`` counts down from its opening.
     """
 
-    __slots__ = ("_asked", "_origin", "_spent", "at", "seconds", "started")
+    __slots__ = ("_asked", "_call", "_origin", "_spent", "at", "seconds", "started")
 
     def __init__(self, seconds: float, origin: Origin | None) -> None:
         self.seconds = seconds
@@ -31,6 +31,7 @@ class Deadline:
         self.at = self.started + seconds
         self._origin = origin
         self._asked: float | None = None
+        self._call: tuple[float, float] | None = None
         self._spent: dict[str, float] = {}
 
     def left(self) -> float:
@@ -58,16 +59,25 @@ class Deadline:
             self._add(CONNECTION, time.monotonic() - self._asked)
             self._asked = None
 
-    def mark(self) -> tuple[float, float]:
-        """Return a mark from which ``waited`` counts."""
-        return time.monotonic(), self._spent.get(CONNECTION, 0.0)
+    def enter(self) -> bool:
+        """Note that a call begins; False inside another one, which counts for both."""
+        if self._call is not None:
+            return False
+        self._call = (time.monotonic(), self._spent.get(CONNECTION, 0.0))
+        return True
 
-    def waited(self, step: str, mark: tuple[float, float]) -> None:
-        """Note that a call took from ``mark`` until now; waiting for a connection is apart."""
-        since, connecting = mark
-        if self._asked is None:
-            apart = self._spent.get(CONNECTION, 0.0) - connecting
-            self._add(step, max(0.0, time.monotonic() - since - apart))
+    def leave(self, step: str) -> None:
+        """Note that the call has ended, and was one of that step."""
+        self._add(step, self._in_call())
+        self._call = None
+
+    def _in_call(self) -> float:
+        """Return the seconds of the call so far; waiting for a connection is apart."""
+        if self._call is None or self._asked is not None:
+            return 0.0
+        since, connecting = self._call
+        apart = self._spent.get(CONNECTION, 0.0) - connecting
+        return max(0.0, time.monotonic() - since - apart)
 
     def _add(self, step: str, seconds: float) -> None:
         self._spent[step] = self._spent.get(step, 0.0) + seconds
@@ -76,6 +86,8 @@ class Deadline:
         """Return the seconds that each step took so far; ``body`` is the rest."""
         now = time.monotonic()
         spent = dict(self._spent)
+        if in_call := self._in_call():
+            spent[STATEMENT] = spent.get(STATEMENT, 0.0) + in_call
         if self._asked is not None:
             spent[CONNECTION] = spent.get(CONNECTION, 0.0) + now - self._asked
         spent[BODY] = max(0.0, now - self.started - sum(spent.values()))

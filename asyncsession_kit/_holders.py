@@ -208,10 +208,15 @@ class Holders:
         unknown = self._pool.checkedout() - len(holding)  # type: ignore[attr-defined]
         if unknown > 0 or not all(_flow(holder) in stuck for holder in holding):
             return
+        told = self._told()
         self.step_out(place)
+        for gathered in gatherings.get():
+            # They are told with this, and the others need not be.
+            if gathered.state is not None:
+                self._waiting.pop(gathered.state, None)
         raise PoolDeadlockError(
             f"{_opened(place.state)} needs a connection, but all {self.capacity} of the pool are"
-            f" held by scopes that wait for one themselves: {self._told()}."
+            f" held by scopes that wait for one themselves: {told}."
             " Raise pool_size or max_overflow above the number of scopes that nest, or join"
         )
 

@@ -149,7 +149,7 @@ class KitSession(Session):
     def kit_is_untouched(self) -> bool:
         """Tell whether leaving now can be done without a word to the database."""
         state = self.kit_state
-        idle = state.connection is None and self.is_active and state.mark is None
+        idle = state.connection is None and self.is_active and not state.marks
         return idle and not self.kit_has_changes()
 
     def kit_mark_failed(self, name: str, error: BaseException | None) -> None:
@@ -159,7 +159,7 @@ class KitSession(Session):
     def kit_can_commit(self) -> bool:
         """Tell whether nothing is known that forbids a commit."""
         state = self.kit_state
-        return self.is_active and state.mark is None and doom_of(state.connection) is None
+        return self.is_active and not state.marks and doom_of(state.connection) is None
 
     # --- what it does -------------------------------------------------------------------------
 
@@ -220,7 +220,8 @@ class KitSession(Session):
                 f"rollback() in the scope opened at {describe(state.origin)} cannot undo anything:"
                 " it has no transaction, and each statement was stored by itself"
             )
-        state.flush_error = state.mark = None
+        state.flush_error = None
+        state.marks = ()
         if state.connection is None and self.in_transaction():
             state.discard()
         self._note_slipped()
@@ -418,8 +419,8 @@ def _before_commit(session: KitSession) -> None:
         )
     if (doom := doom_of(state.connection)) is not None:
         raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
-    if (mark := state.mark) is not None:
-        raise _unexpected_rollback(mark)
+    if state.marks:
+        raise _unexpected_rollback(state.marks[0])
     if state.hooks is not None and isinstance(session, ThreadSession):
         run_hooks_before_commit(state.hooks)
     state.flush_error = None
@@ -433,8 +434,8 @@ def _after_commit(session: KitSession) -> None:
 
 def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -> None:
     state = session.kit_state
-    if state.mark is not None and state.mark.undone_by(transaction):
-        state.mark = None
+    if state.marks:
+        state.undo_marks(transaction)
     if state.hooks is not None and transaction.nested:
         state.hooks.drop(lambda savepoint: encloses(transaction, savepoint))
 
@@ -468,13 +469,13 @@ def _exclusive(name: str) -> Callable[..., Any]:
             self.kit_refuse_overlap(name)
         self.kit_thread = thread_id()
         deadline = self.kit_state.deadline
-        mark = None if deadline is None else deadline.mark()
+        counts = deadline is not None and deadline.enter()
         try:
             return method(self, *arguments, **options)
         finally:
             self.kit_turn.release()
-            if deadline is not None and mark is not None:
-                deadline.waited(COMMIT if name == "commit" else STATEMENT, mark)
+            if deadline is not None and counts:
+                deadline.leave(COMMIT if name == "commit" else STATEMENT)
 
     return call
 
@@ -499,14 +500,6 @@ class ThreadSession(KitSession):
             return super().kit_is_untouched()
         finally:
             self.kit_turn.release()
-
-    def close(self) -> None:
-        """Close for good; then what was registered for the end runs, as no scope does that here."""
-        was_closed = self.kit_state.closed
-        super().close()
-        state = self.kit_state
-        if state.hooks is not None and not state.scoped and not was_closed:
-            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
 
     def kit_refuse_overlap(self, call: str) -> NoReturn:
         """Raise for a call made while another thread's is in progress."""
@@ -540,6 +533,22 @@ for _name in (
     "bulk_update_mappings",
 ):
     setattr(ThreadSession, _name, _exclusive(_name))
+
+
+def _closing(close: Callable[[ThreadSession], None]) -> Callable[[ThreadSession], None]:
+    """Return ``close``, after which the hooks of a session run that no scope will run."""
+
+    @wraps(close)
+    def close_and_tell(self: ThreadSession) -> None:
+        close(self)
+        state = self.kit_state
+        if state.hooks is not None and not state.scoped:
+            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
+
+    return close_and_tell
+
+
+setattr(ThreadSession, "close", _closing(ThreadSession.close))  # noqa: B010
 
 
 # --- the task's session ---------------------------------------------------------------------------
@@ -581,7 +590,7 @@ async def _bounded(
     :raises TransactionTimeoutError: the time was over before, or ran out.
     """
     deadline.check()
-    mark = deadline.mark()
+    counts = deadline.enter()
     patience = deadline.left() + (SERVER_FIRST if state.limiter is not None else 0.0)
     try:
         return await async_bound(call(*arguments, **options), patience)
@@ -589,7 +598,8 @@ async def _bounded(
         step = CONNECTION if state.connection is None else STATEMENT
         raise deadline.error(step) from error.__cause__
     finally:
-        deadline.waited(STATEMENT, mark)
+        if counts:
+            deadline.leave(STATEMENT)
 
 
 def _within_deadline(name: str) -> Callable[..., Any]:
@@ -849,8 +859,8 @@ def release_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
 
     :raises UnexpectedRollbackError: a joined scope inside had failed and its error was swallowed.
     """
-    mark = core.kit_state.mark
-    if mark is not None and encloses(savepoint, mark.savepoint):
+    mark = core.kit_state.mark_in(savepoint)
+    if mark is not None:
         raise _unexpected_rollback(mark)
     if (doom := doom_of(core.kit_state.connection)) is not None:
         raise _doomed_error(doom.error, describe(doom.origin)) from doom.error

@@ -57,10 +57,6 @@ class RollbackMark:
         self.error = error
         self.savepoint = savepoint
 
-    def covers(self, other: RollbackMark) -> bool:
-        """Tell whether what this forbids includes what the other does."""
-        return self.savepoint is None or encloses(self.savepoint, other.savepoint)
-
     def undone_by(self, transaction: SessionTransaction) -> bool:
         """Tell whether rolling back ``transaction`` also undoes the failed scope's work."""
         return transaction.parent is None or encloses(transaction, self.savepoint)
@@ -90,7 +86,7 @@ class SessionState:
         "level",
         "limiter",
         "lost",
-        "mark",
+        "marks",
         "origin",
         "outcome",
         "owner",
@@ -131,7 +127,7 @@ class SessionState:
         self.closed = False
         self.flush_error: BaseException | None = None
         self.commit_error: BaseException | None = None
-        self.mark: RollbackMark | None = None
+        self.marks: tuple[RollbackMark, ...] = ()
 
     def admit(self, session: Session) -> None:
         """Let a task other than the recorded owner use the session where that is legitimate.
@@ -175,9 +171,16 @@ class SessionState:
         return self.terms.read_only
 
     def mark_failed(self, mark: RollbackMark) -> None:
-        """Forbid a commit; of two reasons the one that forbids more is kept, else the first."""
-        if self.mark is None or not self.mark.covers(mark):
-            self.mark = mark
+        """Forbid a commit; of several reasons the first is told."""
+        self.marks = (*self.marks, mark)
+
+    def mark_in(self, savepoint: SessionTransaction) -> RollbackMark | None:
+        """Return what forbids to keep the work of that savepoint, or None."""
+        return next((mark for mark in self.marks if encloses(savepoint, mark.savepoint)), None)
+
+    def undo_marks(self, transaction: SessionTransaction) -> None:
+        """Note that the work of that transaction, or savepoint, was rolled back."""
+        self.marks = tuple(mark for mark in self.marks if not mark.undone_by(transaction))
 
     def ended(self) -> None:
         """Record how the transaction that has just ended did end."""
@@ -192,7 +195,8 @@ class SessionState:
         self.connection = self.root = self.told = None
         self.level = NOTHING
         self.committing = self.committed = self.lost = False
-        self.mark = self.commit_error = None
+        self.marks = ()
+        self.commit_error = None
 
     def limit(self, deadline: Deadline | None) -> None:
         """Put another deadline in place; the server is told with the next statement."""

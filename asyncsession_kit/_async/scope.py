@@ -319,7 +319,7 @@ class AsyncSessionScope:
         state, core = self.state, self._core
         assert state is not None and core is not None
         spared = self._request.spares(exc)
-        given_up = self._given_up and state.mark is not None
+        given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
         done = False
         try:

@@ -92,7 +92,9 @@ async def test_a_doomed_transaction_is_rolled_back_all_the_same(db: AsyncDatabas
 
 
 @pytest.mark.parametrize("name", ["rollback_for", "no_rollback_for"])
-@pytest.mark.parametrize("value", ["ValueError", ValueError(), BaseException, (KeyError, int), None])
+@pytest.mark.parametrize(
+    "value", ["ValueError", ValueError(), BaseException, (KeyError, int), None]
+)
 def test_only_classes_of_exceptions_are_taken(
     name: str, value: Any, sqlite_db: AsyncDatabase
 ) -> None:
@@ -184,10 +186,9 @@ async def test_the_whole_is_more_than_a_savepoint(db: AsyncDatabase) -> None:
     async with outer as session:
         session.add(Account(name="outer"))
         with pytest.raises(KeyError):
-            async with db.session_scope(propagation="nested"):
-                async with db.session_scope(name="inner"):
-                    outer.set_rollback_only()
-                    raise KeyError
+            async with db.session_scope(propagation="nested"), db.session_scope(name="inner"):
+                outer.set_rollback_only()
+                raise KeyError
     assert outer.outcome == "rolled_back"
     assert await names(db) == []
 

@@ -183,10 +183,9 @@ def test_the_whole_is_more_than_a_savepoint(db: Database) -> None:
     with outer as session:
         session.add(Account(name="outer"))
         with pytest.raises(KeyError):
-            with db.session_scope(propagation="nested"):
-                with db.session_scope(name="inner"):
-                    outer.set_rollback_only()
-                    raise KeyError
+            with db.session_scope(propagation="nested"), db.session_scope(name="inner"):
+                outer.set_rollback_only()
+                raise KeyError
     assert outer.outcome == "rolled_back"
     assert names(db) == []
 
