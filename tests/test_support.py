@@ -23,13 +23,12 @@ import pytest
 
 from .support import fixtures
 from .support.fixtures import PgDatabase
+from .support.machine import Unavailable, is_alive, wait_for
 from .support.postgres import (
     ClusterError,
     PostgresCluster,
     PostgresUnavailable,
     ServerView,
-    is_alive,
-    wait_for,
 )
 from .support.proxy import Action, ThreadedWireProxy, WireProxy
 
@@ -61,7 +60,7 @@ def new_cluster(version: int = 18, **settings: str) -> PostgresCluster:
     """Return a cluster, or skip where there is none."""
     try:
         return PostgresCluster(version, settings=settings)
-    except PostgresUnavailable as error:
+    except Unavailable as error:
         fixtures.skip(str(error))
 
 
