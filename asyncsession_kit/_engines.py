@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
-from . import _sqlite
+from . import _mysql, _sqlite
 from ._aiosqlite import CONNECT_ARGUMENTS
 from ._concurrency import Lock
 from ._connect import install_connect_errors
@@ -335,6 +335,8 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
+    elif source.dialect == "mysql":
+        _mysql.install(engine)
     return limits
 
 
@@ -370,6 +372,8 @@ READ_ONLY: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "sqlite": {_sqlite.READ_ONLY_OPTION: True},
         "postgresql": {"postgresql_readonly": True},
+        # What begins a transaction says it.
+        "mysql": {},
     }
 )
 
@@ -386,23 +390,46 @@ def read_only_options(dialect: str) -> Mapping[str, object]:
     return READ_ONLY[dialect]
 
 
-def begin_hook(dialect: str, config: SessionConfig) -> OnBegin | None:
+def begin_hook(dialect: str, config: SessionConfig, read_only: bool = False) -> OnBegin | None:
     """Return what a session does as each of its transactions begins, or None.
 
     :raises ConfigurationError: ``statement_timeout`` is set where the server cannot enforce it.
     """
-    if config.statement_timeout is not None:
-        if dialect != "postgresql":
-            raise ConfigurationError(
-                f"statement_timeout={config.statement_timeout!r} is not available on"
-                f" {dialect or 'this database'} yet; set it to None for its scopes"
-            )
-        return _limit_statements
+    limited = config.statement_timeout is not None
+    if limited and dialect not in _LIMITS:
+        raise ConfigurationError(
+            f"statement_timeout={config.statement_timeout!r} is not available on"
+            f" {dialect or 'this database'} yet; set it to None for its scopes"
+        )
+    if dialect == "mysql":
+        return _mysql.begin if limited or read_only else None
+    if limited:
+        return _limit_session
     return _sqlite.label_writer if dialect == "sqlite" else None
 
 
-def _limit_statements(session: KitSession, connection: Connection) -> None:
+def _limit_session(session: KitSession, connection: Connection) -> None:
     seconds = session.kit_state.config.statement_timeout
     if seconds is not None:
-        milliseconds = max(1, round(seconds * 1000))
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+        limit_statements(connection, seconds)
+
+
+def limit_statements(connection: Connection, seconds: float) -> None:
+    """Let no statement of the running transaction take longer; one round trip.
+
+    A later call sets another limit; none outlives the transaction for the connection's next user.
+
+    :raises ConfigurationError: the server cannot enforce it.
+    """
+    name = connection.dialect.name
+    _LIMITS[_DIALECTS.get(name, name)](connection, seconds)
+
+
+def _limit_on_postgresql(connection: Connection, seconds: float) -> None:
+    milliseconds = max(1, round(seconds * 1000))
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+
+
+_LIMITS: Mapping[str, Callable[[Connection, float], None]] = MappingProxyType(
+    {"postgresql": _limit_on_postgresql, "mysql": _mysql.limit_statements}
+)

@@ -109,7 +109,7 @@ class Database:
     def new_session(self, state: SessionState) -> Session:
         """Return a session for that state; nothing is sent."""
         state.database = self
-        on_begin = begin_hook(self._source.dialect, state.config)
+        on_begin = begin_hook(self._source.dialect, state.config, state.read_only)
         engine = self._read_only_engine() if state.read_only else self.engine
         state.engine = engine
         state.holders = self._holders
