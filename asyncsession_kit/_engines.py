@@ -372,7 +372,7 @@ READ_ONLY: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "sqlite": {_sqlite.READ_ONLY_OPTION: True},
         "postgresql": {"postgresql_readonly": True},
-        # What begins a transaction says it.
+        # Said as each transaction begins.
         "mysql": {},
     }
 )

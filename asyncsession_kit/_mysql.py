@@ -1,7 +1,13 @@
-"""What MariaDB and MySQL need said in other words: reading only, and a limit on statements."""
+"""What MariaDB and MySQL need said in other words: reading only, and a limit on statements.
+
+Both are variables of the server's session, which a COMMIT does not reset: they are put back before
+anybody else gets the connection.  ``START TRANSACTION READ ONLY`` would end by itself, but in it
+MariaDB carries out a CREATE or DROP, and lets everything write from then on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
@@ -10,64 +16,78 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 from ._session import KitSession
 from .errors import ConfigurationError
 
-_LIMITED = "asyncsession_kit_statement_limit"
+# Names the variables of a connection that are not as they were.
+_CHANGED = "asyncsession_kit_variables"
+_LIMIT = "max_statement_time"
 
-# SET evaluates all of its right sides first, so that one round trip both keeps and sets.
-_KEEP = "@asyncsession_kit_limit = @@SESSION.max_statement_time"
-_RESTORE = "SET SESSION max_statement_time = @asyncsession_kit_limit"
-
-# What max_statement_time resolves (seconds); 0 would mean no limit.
+# What that one resolves (seconds); 0 would mean no limit.
 _LEAST = 0.000001
 
 
 def install(engine: Engine) -> None:
-    """Put a connection's limit back before anybody else gets it; costs nothing without one."""
+    """Put a connection's variables back before anybody else gets it."""
     event.listen(engine, "reset", _on_reset)
 
 
 def begin(session: KitSession, connection: Connection) -> None:
-    """Begin as the session's scope asks for.
+    """Set what the session's scope asks for, in one round trip.
 
-    A transaction begins here with its first statement, so that ``START TRANSACTION`` is a round
-    trip of its own; it ends with the transaction, and nothing is left on the connection.
+    :raises ConfigurationError: it asks for a limit and the server is MySQL itself.
     """
-    state = session.kit_state
-    if state.config.statement_timeout is not None:
-        limit_statements(connection, state.config.statement_timeout)
+    state, values = session.kit_state, dict[str, str]()
     if state.read_only:
-        connection.exec_driver_sql("START TRANSACTION READ ONLY")
+        values["tx_read_only" if _is_mariadb(connection) else "transaction_read_only"] = "ON"
+    if state.config.statement_timeout is not None:
+        values[_LIMIT] = _limit(connection, state.config.statement_timeout)
+    _set(connection, values)
 
 
 def limit_statements(connection: Connection, seconds: float) -> None:
     """Let no statement run longer, until the connection goes back to its pool.
 
-    A later call sets another limit.
-
     :raises ConfigurationError: the server is MySQL itself.
     """
-    if not connection.dialect.is_mariadb:  # type: ignore[attr-defined]
+    _set(connection, {_LIMIT: _limit(connection, seconds)})
+
+
+def _limit(connection: Connection, seconds: float) -> str:
+    if not _is_mariadb(connection):
         raise ConfigurationError(
             f"statement_timeout={seconds!r} is not available on MySQL, which limits nothing but"
             " SELECT (MariaDB limits all); set it to None for its scopes"
         )
-    limit = f"SESSION max_statement_time = {max(seconds, _LEAST):.6f}"
-    if _LIMITED in connection.info:
-        connection.exec_driver_sql(f"SET {limit}")
-        return
+    return f"{max(seconds, _LEAST):.6f}"
+
+
+def _is_mariadb(connection: Connection) -> bool:
+    return bool(connection.dialect.is_mariadb)  # type: ignore[attr-defined]
+
+
+def _set(connection: Connection, values: Mapping[str, str]) -> None:
+    changed: set[str] = connection.info.setdefault(_CHANGED, set())
+    # SET evaluates all of its right sides first, so that one statement both keeps and sets.
+    keep = [f"{_kept(name)} = @@SESSION.{name}" for name in values if name not in changed]
     # Before it is sent: whether it has arrived may never be known.
-    connection.info[_LIMITED] = True
-    connection.exec_driver_sql(f"SET {_KEEP}, {limit}")
+    changed.update(values)
+    assignments = [f"SESSION {name} = {value}" for name, value in values.items()]
+    connection.exec_driver_sql(f"SET {', '.join(keep + assignments)}")
+
+
+def _kept(name: str) -> str:
+    return f"@asyncsession_kit_{name}"
 
 
 def _on_reset(
     dbapi_connection: Any, record: ConnectionPoolEntry | None, state: PoolResetState
 ) -> None:
-    # A connection on which this fails is dropped by its pool.
+    # Its pool drops a connection on which this fails.
     if record is None or state.terminate_only or not state.asyncio_safe:
         return
-    if record.info.pop(_LIMITED, False):
+    if changed := sorted(record.info.pop(_CHANGED, ())):
         cursor = dbapi_connection.cursor()
         try:
-            cursor.execute(_RESTORE)
+            cursor.execute(
+                "SET " + ", ".join(f"SESSION {name} = {_kept(name)}" for name in changed)
+            )
         finally:
             cursor.close()

@@ -18,7 +18,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from asyncsession_kit import AsyncDatabase, Database, LockTimeoutError
 from asyncsession_kit._drivers import IN_TRANSACTION, guard_checkin, is_locked, raised_by_server
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 
 INSERT = "INSERT INTO accounts (name, balance) VALUES ('left behind', 0)"
@@ -195,13 +195,19 @@ if importlib.util.find_spec("psycopg2"):
     KINDS.append("sync postgresql+psycopg2")
 
 
-@pytest.fixture(params=KINDS)
+MARIA_KINDS = ["async mysql+asyncmy", "async mysql+aiomysql", "sync mysql+pymysql"]
+
+
+@pytest.fixture(params=KINDS + [pytest.param(kind, marks=pytest.mark.slow) for kind in MARIA_KINDS])
 async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
     """A pool for each driver."""
     world, drivername = request.param.split()
     if drivername.startswith("sqlite"):
         url = f"{drivername}:///{tmp_path / 'test.db'}"
         sync_url = f"sqlite:///{tmp_path / 'test.db'}"
+    elif drivername.startswith("mysql"):
+        maria: MariaDatabase = request.getfixturevalue("maria_database")
+        url, sync_url = maria.url_for(drivername), maria.url_for("mysql+pymysql")
     else:
         pg: PgDatabase = request.getfixturevalue("pg_database")
         url, sync_url = pg.url_for(drivername), pg.url_for("postgresql+psycopg")
@@ -231,6 +237,10 @@ def begin_raw(connection: Connection) -> None:
     if connection.dialect.is_async:
 
         async def run(driver: Any) -> None:
+            if connection.dialect.name == "mysql":
+                async with driver.cursor() as cursor:
+                    await cursor.execute(INSERT)
+                return
             await driver.execute("BEGIN")
             await driver.execute(INSERT)
 
@@ -267,13 +277,18 @@ async def test_a_connection_that_is_clean_is_kept(pool: Pool) -> None:
     assert len(pool.opened) == 1
 
 
+async def ensure_closed(driver: Any) -> None:
+    """Close the driver's connection, in its own way."""
+    await getattr(driver, "ensure_closed", driver.close)()
+
+
 async def test_a_connection_that_cannot_be_asked_is_dropped(pool: Pool) -> None:
     """One that was closed under our hands is not handed out again."""
 
     def close(connection: Connection) -> None:
         dbapi: Any = connection.connection.dbapi_connection
         if connection.dialect.is_async:
-            dbapi.run_async(lambda driver: driver.close())
+            dbapi.run_async(lambda driver: ensure_closed(driver))
         else:
             dbapi.close()
 
