@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,22 +95,6 @@ def test_a_lock_is_told_by_its_primary_code(tmp_path: Path) -> None:
 
 
 # --- the check at check-in ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("driver", "begun", "idle"),
-    [
-        ("asyncmy", {"get_transaction_status": lambda: 1}, {"get_transaction_status": lambda: 0}),
-        ("aiomysql", {"get_transaction_status": lambda: True}, {"get_transaction_status": bool}),
-        ("pymysql", {"server_status": 3}, {"server_status": 2}),
-    ],
-)
-def test_mysql_tells_by_its_status_flags(
-    driver: str, begun: dict[str, object], idle: dict[str, object]
-) -> None:
-    """SERVER_STATUS_IN_TRANS is the first bit; there is no MySQL server here to ask."""
-    assert IN_TRANSACTION[driver](SimpleNamespace(**begun)) is True
-    assert IN_TRANSACTION[driver](SimpleNamespace(**idle)) is False
 
 
 def test_every_driver_goes_by_the_name_in_the_table() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -185,7 +184,7 @@ def test_reading_only_needs_a_server_that_enforces_it() -> None:
     """Where it is not available a read-only scope is refused when it is entered."""
     for dialect in ("sqlite", "postgresql", "mysql"):
         read_only_options(dialect)
-    database = Database(create_engine("oracle://", module=sqlite3))
+    database = Database("oracle://host/name")
     with pytest.raises(ConfigurationError, match="read_only=True is not available on oracle yet"):
         database.session_scope(read_only=True).__enter__()
     with pytest.raises(ConfigurationError, match="not available on this database yet"):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -361,6 +361,8 @@ class MariaDbView:
 
     def in_transaction(self) -> list[int]:
         """List the connections, to whatever database, that keep a transaction open."""
+        # The server shows a copy of this table that may be 0.1 s old.
+        time.sleep(0.11)
         sql = "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx ORDER BY 1"
         return [row[0] for row in self.rows(sql)]
 
@@ -372,15 +374,8 @@ class MariaDbView:
             self.execute(f"KILL CONNECTION {int(process)}")
         except pymysql.err.MySQLError:
             return False
-        wait_for(
-            lambda: (
-                self.value(
-                    "SELECT count(*) FROM information_schema.processlist WHERE id = %s", process
-                )
-                == 0
-            ),
-            f"end of connection {process}",
-        )
+        sql = "SELECT count(*) FROM information_schema.processlist WHERE id = %s"
+        wait_for(lambda: not self.value(sql, process), f"end of connection {process}")
         return True
 
     @contextmanager
@@ -406,19 +401,6 @@ class MariaDbView:
             for kind, argument in self.rows(sql):
                 text = argument.decode() if isinstance(argument, bytes) else argument
                 sent.append(text if kind == "Query" else f"<{kind}>")
-
-    def wait_until(
-        self, sql: str, expected: object, timeout: float = 5.0, *, params: Sequence[object] = ()
-    ) -> None:
-        """Poll until the statement's value equals what is expected.
-
-        :raises TimeoutError: when it does not within ``timeout`` seconds; the message has both.
-        """
-        deadline = time.monotonic() + timeout
-        while (value := self.value(sql, *params)) != expected:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{sql}: still {value!r} after {timeout} s, not {expected!r}")
-            time.sleep(0.005)
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
