@@ -319,6 +319,18 @@ async def test_a_connection_that_keeps_its_limit_is_dropped(
     assert await connection_of(one) != first
 
 
+async def test_a_connection_that_left_the_pool_is_closed_as_it_is(
+    one: AsyncDatabase, view: MariaDbView
+) -> None:
+    """Nobody uses it again, so that nothing is put back."""
+    with view.recorded() as sent:
+        async with one.session_scope(statement_timeout=7) as session:
+            await session.execute(text("SELECT 1"))
+            await async_run_core(session, lambda core: core.connection().detach())
+    assert not any(statement.startswith("SET SESSION") for statement in sent)
+    assert await limit_of_the_next(one) == 0
+
+
 async def test_the_limit_of_the_process_holds_on_mariadb(one: AsyncDatabase) -> None:
     """A scope's own value wins, and None lifts the limit."""
     configure_session(statement_timeout=7)

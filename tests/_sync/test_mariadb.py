@@ -312,6 +312,18 @@ def test_a_connection_that_keeps_its_limit_is_dropped(
     assert connection_of(one) != first
 
 
+def test_a_connection_that_left_the_pool_is_closed_as_it_is(
+    one: Database, view: MariaDbView
+) -> None:
+    """Nobody uses it again, so that nothing is put back."""
+    with view.recorded() as sent:
+        with one.session_scope(statement_timeout=7) as session:
+            session.execute(text("SELECT 1"))
+            run_core(session, lambda core: core.connection().detach())
+    assert not any(statement.startswith("SET SESSION") for statement in sent)
+    assert limit_of_the_next(one) == 0
+
+
 def test_the_limit_of_the_process_holds_on_mariadb(one: Database) -> None:
     """A scope's own value wins, and None lifts the limit."""
     configure_session(statement_timeout=7)
