@@ -54,6 +54,11 @@ def _remember(context: ExceptionContext) -> None:
     event.listen(connection, "release_savepoint", _on_release_savepoint)
 
 
+# SQLAlchemy marks with this (undocumented) option the questions whose error is an answer to it: on
+# MySQL it learns that a table is missing from a DESCRIBE that fails.
+_EXPECTED = "skip_user_error_events"
+
+
 def _leaves_damage(context: ExceptionContext) -> bool:
     """Tell whether a statement was lost or half done.
 
@@ -62,6 +67,8 @@ def _leaves_damage(context: ExceptionContext) -> bool:
     """
     execution, error = context.execution_context, context.original_exception
     if execution is None or not isinstance(error, Exception):
+        return False
+    if execution.execution_options.get(_EXPECTED):
         return False
     if context.is_disconnect or execution.executemany:
         return True

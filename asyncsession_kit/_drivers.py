@@ -25,13 +25,20 @@ def _libpq(connection: Any) -> bool:
     return bool(connection.info.transaction_status != 0)
 
 
-def _mysql_status(connection: Any) -> bool:
+# The drivers of MariaDB and MySQL remember the last status of a connection that was closed, too.
+
+
+def _pymysql(connection: Any) -> bool:
     # SERVER_STATUS_IN_TRANS of the protocol's status flags.
-    return bool(connection.server_status & 1)
+    return bool(not connection.open or connection.server_status & 1)
 
 
-def _mysql_method(connection: Any) -> bool:
-    return bool(connection.get_transaction_status())
+def _asyncmy(connection: Any) -> bool:
+    return bool(not connection.connected or connection.get_transaction_status())
+
+
+def _aiomysql(connection: Any) -> bool:
+    return bool(connection.closed or connection.get_transaction_status())
 
 
 # Each reads what the driver already knows of a connection and sends nothing.
@@ -42,9 +49,9 @@ IN_TRANSACTION: Mapping[str, InTransaction] = MappingProxyType(
         "psycopg2": _libpq,
         "aiosqlite": lambda connection: bool(connection.in_transaction),
         "pysqlite": lambda connection: bool(connection.in_transaction),
-        "asyncmy": _mysql_method,
-        "aiomysql": _mysql_method,
-        "pymysql": _mysql_status,
+        "asyncmy": _asyncmy,
+        "aiomysql": _aiomysql,
+        "pymysql": _pymysql,
     }
 )
 

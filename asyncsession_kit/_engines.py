@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
-from . import _sqlite
+from . import _mysql, _sqlite
 from ._aiosqlite import CONNECT_ARGUMENTS
 from ._concurrency import Lock, logger
 from ._connect import install_connect_errors
@@ -341,6 +341,8 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
+    elif source.dialect == "mysql":
+        _mysql.install(engine)
     return limits
 
 
@@ -372,8 +374,10 @@ _UNGUARDED = (
 )
 
 
-def begin_hook(dialect: str) -> OnBegin | None:
+def begin_hook(dialect: str, terms: Terms) -> OnBegin | None:
     """Return what a session does as each of its transactions begins, or None."""
+    if dialect == "mysql":
+        return _mysql.note_reader if terms.reads_alone else _mysql.begin
     return _sqlite.label_writer if dialect == "sqlite" else None
 
 
@@ -384,7 +388,11 @@ def _limit_by_set_local(connection: Connection, seconds: float | None) -> None:
 
 # How the server is told the longest that a statement of the transaction may take.
 LIMITERS: Mapping[str, Limiter] = MappingProxyType(
-    {"postgresql": _limit_by_set_local, "sqlite": _sqlite.limit_by_progress}
+    {
+        "postgresql": _limit_by_set_local,
+        "mysql": _mysql.limit_statements,
+        "sqlite": _sqlite.limit_by_progress,
+    }
 )
 
 
@@ -405,12 +413,25 @@ def limiter_for(dialect: str, terms: Terms, statement_timeout: float | None) -> 
     return limiter
 
 
-def make_reader(engine: Engine) -> None:
+# What an engine is made with whose connections only read, each statement by itself.
+READER_OPTIONS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "postgresql": {"isolation_level": "AUTOCOMMIT"},
+        # These drivers send ROLLBACK even where there is nothing to roll back.
+        "mysql": {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True},
+    }
+)
+
+
+def make_reader(engine: Engine, dialect: str) -> None:
     """Make every connection of the engine refuse writes, each statement by itself.
 
     The body may switch that off.  PostgreSQL reports its new value with the answer, so that such a
     connection is recognised without a round trip, and dropped.
     """
+    if dialect == "mysql":
+        _mysql.make_reader(engine)
+        return
     event.listen(engine, "connect", _refuse_writes)
     event.listen(engine, "checkin", _drop_if_switched)
 
@@ -435,7 +456,7 @@ def refuse_reader(dialect: str, source: EngineSource) -> None:
 
     :raises ConfigurationError: it is another system, or an engine of the application.
     """
-    if dialect != "postgresql":
+    if dialect not in READER_OPTIONS:
         raise ConfigurationError(
             f"read_only=True without a transaction is not available on"
             f" {dialect or 'this database'}; leave snapshot=False out"

@@ -32,12 +32,20 @@ def hold_limit(state: SessionState) -> None:
     limiter, connection = state.limiter, state.connection
     if limiter is None or connection is None:
         return
-    left = None if state.deadline is None else state.deadline.left()
-    wanted = wanted_limit(state.config.statement_timeout, left)
-    if must_tell(state.told, wanted):
+    told, wanted = state.told, take_limit(state)
+    if must_tell(told, wanted):
         limiter(connection, wanted)
-        state.told = wanted
-        setattr(connection, _STATE, state)
+    else:
+        state.told = told
+
+
+def take_limit(state: SessionState) -> float | None:
+    """Return what the server is to be told now, and note that it was."""
+    left = None if state.deadline is None else state.deadline.left()
+    state.told = wanted_limit(state.config.statement_timeout, left)
+    if state.told is not None:
+        setattr(state.connection, _STATE, state)
+    return state.told
 
 
 # --- the error of a limit that was reached --------------------------------------------------------

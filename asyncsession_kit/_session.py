@@ -39,7 +39,7 @@ from ._hooks import (
 from ._limits import hold_limit
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
-from ._state import READER, RollbackMark, SessionState, encloses
+from ._state import RollbackMark, SessionState, encloses
 from ._terms import Kind
 from .errors import (
     ConcurrentSessionUseError,
@@ -372,11 +372,9 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if state.deadline is not None:
         state.deadline.connected()
         asking.set(None)
-    if state.terms.reads_alone:
-        conn.info[READER] = state
-    hold_limit(state)
     if (on_begin := session.kit_on_begin) is not None:
         on_begin(session, conn)
+    hold_limit(state)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 

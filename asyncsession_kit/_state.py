@@ -27,9 +27,6 @@ Limiter = Callable[[Connection, float | None], None]
 # What the server holds no longer applies: whatever is wanted is to be told anew.
 STALE = float("inf")
 
-# Under this name the pool's record of a reader's connection knows the session's state.
-READER = "asyncsession_kit_reader"
-
 if TYPE_CHECKING:
     from ._holders import Holders
     from ._hooks import Hooks

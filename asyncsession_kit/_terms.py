@@ -65,6 +65,8 @@ READ_ONLY: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "sqlite": {READ_ONLY_OPTION: True},
         "postgresql": {"postgresql_readonly": True},
+        # Said as each transaction begins.
+        "mysql": {},
     }
 )
 

@@ -27,7 +27,7 @@ from asyncsession_kit._demo.place import choose_place
 from asyncsession_kit.cli import main
 
 from .support.fixtures import PgDatabase
-from .support.postgres import wait_for
+from .support.machine import wait_for
 from .support.proxy import Action, ThreadedWireProxy
 
 SMALL = ("--transfers", "40", "--workers", "8", "--accounts", "10")

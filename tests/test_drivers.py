@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from asyncsession_kit import AsyncDatabase, Database, LockTimeoutError
 from asyncsession_kit._drivers import IN_TRANSACTION, guard_checkin, is_locked, raised_by_server
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 
 INSERT = "INSERT INTO accounts (name, balance) VALUES ('left behind', 0)"
@@ -96,22 +95,6 @@ def test_a_lock_is_told_by_its_primary_code(tmp_path: Path) -> None:
 
 
 # --- the check at check-in ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("driver", "begun", "idle"),
-    [
-        ("asyncmy", {"get_transaction_status": lambda: 1}, {"get_transaction_status": lambda: 0}),
-        ("aiomysql", {"get_transaction_status": lambda: True}, {"get_transaction_status": bool}),
-        ("pymysql", {"server_status": 3}, {"server_status": 2}),
-    ],
-)
-def test_mysql_tells_by_its_status_flags(
-    driver: str, begun: dict[str, object], idle: dict[str, object]
-) -> None:
-    """SERVER_STATUS_IN_TRANS is the first bit; there is no MySQL server here to ask."""
-    assert IN_TRANSACTION[driver](SimpleNamespace(**begun)) is True
-    assert IN_TRANSACTION[driver](SimpleNamespace(**idle)) is False
 
 
 def test_every_driver_goes_by_the_name_in_the_table() -> None:
@@ -195,13 +178,19 @@ if importlib.util.find_spec("psycopg2"):
     KINDS.append("sync postgresql+psycopg2")
 
 
-@pytest.fixture(params=KINDS)
+MARIA_KINDS = ["async mysql+asyncmy", "async mysql+aiomysql", "sync mysql+pymysql"]
+
+
+@pytest.fixture(params=KINDS + [pytest.param(kind, marks=pytest.mark.slow) for kind in MARIA_KINDS])
 async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
     """A pool for each driver."""
     world, drivername = request.param.split()
     if drivername.startswith("sqlite"):
         url = f"{drivername}:///{tmp_path / 'test.db'}"
         sync_url = f"sqlite:///{tmp_path / 'test.db'}"
+    elif drivername.startswith("mysql"):
+        maria: MariaDatabase = request.getfixturevalue("maria_database")
+        url, sync_url = maria.url_for(drivername), maria.url_for("mysql+pymysql")
     else:
         pg: PgDatabase = request.getfixturevalue("pg_database")
         url, sync_url = pg.url_for(drivername), pg.url_for("postgresql+psycopg")
@@ -231,6 +220,10 @@ def begin_raw(connection: Connection) -> None:
     if connection.dialect.is_async:
 
         async def run(driver: Any) -> None:
+            if connection.dialect.name == "mysql":
+                async with driver.cursor() as cursor:
+                    await cursor.execute(INSERT)
+                return
             await driver.execute("BEGIN")
             await driver.execute(INSERT)
 
@@ -267,13 +260,18 @@ async def test_a_connection_that_is_clean_is_kept(pool: Pool) -> None:
     assert len(pool.opened) == 1
 
 
+async def ensure_closed(driver: Any) -> None:
+    """Close the driver's connection, in its own way."""
+    await getattr(driver, "ensure_closed", driver.close)()
+
+
 async def test_a_connection_that_cannot_be_asked_is_dropped(pool: Pool) -> None:
     """One that was closed under our hands is not handed out again."""
 
     def close(connection: Connection) -> None:
         dbapi: Any = connection.connection.dbapi_connection
         if connection.dialect.is_async:
-            dbapi.run_async(lambda driver: driver.close())
+            dbapi.run_async(lambda driver: ensure_closed(driver))
         else:
             dbapi.close()
 

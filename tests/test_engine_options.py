@@ -18,17 +18,19 @@ from sqlalchemy import (
     text,
 )
 
-from asyncsession_kit import AsyncDatabase, ConfigurationError, Database, configure_session
+from asyncsession_kit import AsyncDatabase, ConfigurationError, Database
 from asyncsession_kit._engines import (
     OPTIONS,
     EngineOptions,
     begin_hook,
     check_handed_over,
     check_options,
+    limiter_for,
 )
+from asyncsession_kit._mysql import begin, note_reader
 from asyncsession_kit._sqlite import label_writer
-from asyncsession_kit._terms import read_only_options
-from asyncsession_kit.config import LONGEST, reset_session_config
+from asyncsession_kit._terms import DEFAULT, READERS, read_only_options
+from asyncsession_kit.config import LONGEST
 
 COUNT = [-2, 1.5, "5", None, True]
 BOOL = [0, 1, "yes", None]
@@ -181,27 +183,26 @@ def test_the_private_name_of_the_isolation_level_is_still_there() -> None:
 
 def test_reading_only_needs_a_server_that_enforces_it() -> None:
     """Where it is not available a read-only scope is refused when it is entered."""
-    for dialect in ("sqlite", "postgresql"):
-        assert read_only_options(dialect)
-    database = Database("mysql+pymysql://user@127.0.0.1:1/name")
-    with pytest.raises(ConfigurationError, match="read_only=True is not available on mysql yet"):
+    for dialect in ("sqlite", "postgresql", "mysql"):
+        read_only_options(dialect)
+    database = Database("oracle://host/name")
+    with pytest.raises(ConfigurationError, match="read_only=True is not available on oracle yet"):
         database.session_scope(read_only=True).__enter__()
     with pytest.raises(ConfigurationError, match="not available on this database yet"):
         read_only_options("")
 
 
-@pytest.mark.parametrize("url", ["mysql://host/name", "mariadb://host/name"])
-def test_a_statement_timeout_needs_a_server_that_enforces_it(url: str) -> None:
-    """MySQL's covers reads only, so that it is not taken for one."""
-    configure_session(statement_timeout=3)
-    try:
-        with pytest.raises(ConfigurationError, match="=3 is not available on mysql yet"):
-            Database(url).get_session()
-    finally:
-        reset_session_config()
+@pytest.mark.parametrize("dialect", ["sqlite", "oracle"])
+def test_a_statement_timeout_needs_a_server_that_enforces_it(dialect: str) -> None:
+    """It is refused where it would be kept and ignored."""
+    with pytest.raises(ConfigurationError, match=f"=3 is not available on {dialect} yet"):
+        limiter_for(dialect, DEFAULT, 3)
+    assert limiter_for("oracle", DEFAULT, None) is None
 
 
 def test_a_transaction_begins_with_what_its_database_needs() -> None:
     """Nothing is done at the beginning of a transaction unless something asks for it."""
-    assert begin_hook("postgresql") is None
-    assert begin_hook("sqlite") is label_writer
+    assert begin_hook("postgresql", DEFAULT) is None
+    assert begin_hook("mysql", DEFAULT) is begin
+    assert begin_hook("mysql", READERS) is note_reader
+    assert begin_hook("sqlite", DEFAULT) is label_writer

@@ -41,6 +41,7 @@ ORDER = [
     "_request",
     "_writer_queue",
     "_sqlite",
+    "_mysql",
     "_engines",
     "_async",
     "_async.gate",

@@ -21,15 +21,15 @@ import asyncpg
 import psycopg
 import pytest
 
-from .support import fixtures
-from .support.fixtures import PgDatabase
+from .support import fixtures, mariadb
+from .support.fixtures import MariaDatabase, PgDatabase
+from .support.machine import Unavailable, is_alive, wait_for
+from .support.mariadb import MariaDbError, MariaDbServer, MariaDbUnavailable
 from .support.postgres import (
     ClusterError,
     PostgresCluster,
     PostgresUnavailable,
     ServerView,
-    is_alive,
-    wait_for,
 )
 from .support.proxy import Action, ThreadedWireProxy, WireProxy
 
@@ -61,7 +61,15 @@ def new_cluster(version: int = 18, **settings: str) -> PostgresCluster:
     """Return a cluster, or skip where there is none."""
     try:
         return PostgresCluster(version, settings=settings)
-    except PostgresUnavailable as error:
+    except Unavailable as error:
+        fixtures.skip(str(error))
+
+
+def new_mariadb() -> MariaDbServer:
+    """Return a server, or skip where there is none."""
+    try:
+        return MariaDbServer()
+    except Unavailable as error:
         fixtures.skip(str(error))
 
 
@@ -275,6 +283,98 @@ class TestPostgresCluster:
         )
         with pytest.raises(PostgresUnavailable, match=rf"{package} is not installed; pip install"):
             PostgresCluster()
+
+
+MARIA_ORPHAN_SCRIPT = (
+    ORPHAN_SCRIPT.replace("postgres import", "mariadb import")
+    .replace("PostgresCluster", "MariaDbServer")
+    .replace("time.sleep(60)", "sys.stdin.read()")
+    .replace("import os, time", "import os, sys")
+)
+
+
+@pytest.mark.slow
+class TestMariaDbServer:
+    def test_keeps_its_data_and_its_port_across_restarts(self) -> None:
+        """A clean stop and a crash lose nothing that was committed; afterwards nothing is left."""
+        with new_mariadb() as server, server.view() as view:
+            server.create_database("kept")
+            view.execute("CREATE TABLE kept.t (i int)")
+            for number, signal in enumerate(("TERM", "KILL"), 1):
+                pid, port = server.pid, server.port
+                assert pid is not None
+                view.execute("INSERT INTO kept.t VALUES (%s)", number)
+                view.execute("FLUSH TABLES")
+                server.stop(signal)
+                assert not server.running
+                assert not is_alive(pid)
+                server.start()
+                assert server.port == port
+                assert len(view.rows("SELECT * FROM kept.t")) == number
+            pid, folder = server.pid, server.folder
+        assert pid is not None
+        wait_until_gone(pid, folder)
+        server.close()
+        with pytest.raises(MariaDbError, match=r"call start\(\) first"):
+            server.stop()
+
+    def test_does_not_run_as_root(self, mariadb: MariaDbServer) -> None:
+        """Nor do its files belong to root."""
+        assert Path(f"/proc/{mariadb.pid}").stat().st_uid != 0
+        assert (mariadb.folder / "data").stat().st_uid != 0
+
+    def test_dies_with_the_tests(self) -> None:
+        """Killed tests leave neither a process nor a folder; a forked child touches nothing."""
+        new_mariadb()
+        process = subprocess.Popen(
+            [sys.executable, "-c", MARIA_ORPHAN_SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        assert process.stdout is not None
+        pid, folder = process.stdout.readline().split()
+        assert is_alive(int(pid))
+        process.kill()
+        process.communicate()
+        wait_until_gone(int(pid), Path(folder))
+
+    def test_a_refusal_to_start_shows_the_log(self) -> None:
+        """The message holds what the server said, and nothing is left."""
+        server = MariaDbServer("--no-such-setting")
+        with pytest.raises(MariaDbError, match="no-such-setting"):
+            server.start()
+        assert server.pid is None
+
+    def test_what_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the programs the reason names the first, and where to get it."""
+        monkeypatch.setattr(mariadb, "PROGRAMS", ("mariadbd-of-nobody",))
+        with pytest.raises(MariaDbUnavailable, match=r"mariadbd-of-nobody is not.*mariadb-server"):
+            MariaDbServer()
+
+    def test_records_what_others_send(self, maria_database: MariaDatabase) -> None:
+        """Each round trip of another connection is one entry, the observer's own are none."""
+        view = maria_database.view
+        with view.recorded() as sent, maria_database.server.view(maria_database.name) as other:
+            view.execute("SELECT 1")
+            assert other.value("SELECT %s + 1", 2) == 3
+        assert sent[-2:] == ["SELECT 2 + 1", "<Quit>"]
+        assert sent[0] == "<Connect>"
+
+    def test_sees_and_ends_an_open_transaction(self, maria_database: MariaDatabase) -> None:
+        """A connection left in a transaction is listed until it is killed."""
+        view = maria_database.view
+        view.execute("CREATE TABLE t (i int)")
+        with maria_database.server.view(maria_database.name) as other:
+            other.execute("BEGIN")
+            other.execute("INSERT INTO t VALUES (1)")
+            (process,) = view.in_transaction()
+            assert view.processes() == [process]
+            assert view.kill(process)
+            assert not view.kill(process)
+            assert view.in_transaction() == []
+            assert other.value("SELECT count(*) FROM t") == 0
 
 
 class TestServerView:

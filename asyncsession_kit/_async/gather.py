@@ -39,8 +39,7 @@ async def async_gather_scopes(
     origin = caller_origin(1)
     request = scope_request(settings, origin)
     _check(fns, limit)
-    known = isinstance(database, AsyncDatabase)
-    base = database if known else async_database_named(database)
+    base = database if isinstance(database, AsyncDatabase) else async_database_named(database)
     scope = async_ambient.find(base)
     holders = base.holders
     state = None if scope is None else scope.state

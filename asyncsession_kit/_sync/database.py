@@ -12,6 +12,7 @@ from .._ambient import ambient
 from .._callsite import caller_origin
 from .._concurrency import Lock, run_core, wait_for_exits
 from .._engines import (
+    READER_OPTIONS,
     EngineOptions,
     EngineSource,
     SessionClass,
@@ -116,24 +117,27 @@ class Database:
         found = self._variants.get(terms)
         if found is not None:
             return found
+        # What cannot be had is refused before anything is made.
+        options = execution_options(self._source.dialect, terms)
         engine = self.engine
         with self._lock:
             if terms not in self._variants:
-                self._variants[terms] = self._make_variant(engine, terms)
+                self._variants[terms] = self._make_variant(engine, terms, options)
             return self._variants[terms]
 
-    def _make_variant(self, engine: Engine, terms: Terms) -> tuple[Engine, Holders | None]:
+    def _make_variant(
+        self, engine: Engine, terms: Terms, options: Mapping[str, object]
+    ) -> tuple[Engine, Holders | None]:
         dialect = self._source.dialect
         if not needs_reader_pool(dialect, terms):
-            options = execution_options(dialect, terms)
             return engine.execution_options(**options), self._variants[DEFAULT][1]
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
             refuse_reader(dialect, self._source)
-            reader = self._create({"isolation_level": "AUTOCOMMIT"})
+            reader = self._create(READER_OPTIONS[dialect])
             core = unwrap_engine(reader)
             prepare(core, self._source, begin)
-            make_reader(core)
+            make_reader(core, dialect)
             holders = self._source.holders(core, wait_at_gate)
             self._variants[READERS] = (reader, holders)
         return self._variants[READERS]
@@ -149,7 +153,7 @@ class Database:
         state.limiter = limiter_for(dialect, state.terms, state.config.statement_timeout)
         return self._session_class(
             state.engine,
-            kit_on_begin=begin_hook(dialect),
+            kit_on_begin=begin_hook(dialect, state.terms),
             kit_state=state,
             expire_on_commit=state.config.expire_on_commit,
             autoflush=state.config.autoflush,

@@ -40,8 +40,7 @@ def gather_scopes(
     origin = caller_origin(1)
     request = scope_request(settings, origin)
     _check(fns, limit)
-    known = isinstance(database, Database)
-    base = database if known else database_named(database)
+    base = database if isinstance(database, Database) else database_named(database)
     scope = ambient.find(base)
     holders = base.holders
     state = None if scope is None else scope.state

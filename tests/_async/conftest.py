@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncsession_kit import AsyncDatabase
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Base
 
 
@@ -30,7 +30,16 @@ async def pg_db(pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
     await database.dispose()
 
 
-@pytest.fixture(params=["sqlite_db", "pg_db"])
+@pytest.fixture
+async def maria_db(maria_database: MariaDatabase) -> AsyncIterator[AsyncDatabase]:
+    """A MariaDB database with the tests' tables."""
+    database = AsyncDatabase(maria_database.url)
+    await database.create_all(Base.metadata)
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture(params=["sqlite_db", "pg_db", pytest.param("maria_db", marks=pytest.mark.slow)])
 def db(request: pytest.FixtureRequest) -> AsyncDatabase:
     """Each database system in turn."""
     database: AsyncDatabase = request.getfixturevalue(request.param)

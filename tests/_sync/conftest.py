@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncsession_kit import Database
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Base
 
 
@@ -31,7 +31,16 @@ def pg_db(pg_database: PgDatabase) -> Iterator[Database]:
     database.dispose()
 
 
-@pytest.fixture(params=["sqlite_db", "pg_db"])
+@pytest.fixture
+def maria_db(maria_database: MariaDatabase) -> Iterator[Database]:
+    """A MariaDB database with the tests' tables."""
+    database = Database(maria_database.url)
+    database.create_all(Base.metadata)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture(params=["sqlite_db", "pg_db", pytest.param("maria_db", marks=pytest.mark.slow)])
 def db(request: pytest.FixtureRequest) -> Database:
     """Each database system in turn."""
     database: Database = request.getfixturevalue(request.param)

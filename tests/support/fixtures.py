@@ -1,4 +1,4 @@
-"""Pytest fixtures on a real PostgreSQL server; the top-level conftest imports them."""
+"""Pytest fixtures on real servers; the top-level conftest imports them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import NoReturn
 
 import pytest
 
-from .postgres import PostgresCluster, PostgresUnavailable, ServerView
+from .machine import Unavailable
+from .mariadb import MariaDbServer, MariaDbView
+from .postgres import PostgresCluster, ServerView
 
 NO_SKIP = "ASYNCSESSION_KIT_NO_SKIP"
 
@@ -33,6 +35,24 @@ class PgDatabase:
         return self.cluster.url(database=self.name, drivername=drivername, port=port)
 
 
+@dataclass(frozen=True)
+class MariaDatabase:
+    """A database of one test, and an independent look into it."""
+
+    server: MariaDbServer
+    name: str
+    view: MariaDbView
+
+    @property
+    def url(self) -> str:
+        """The URL as the superuser, without a driver name."""
+        return self.server.url(database=self.name)
+
+    def url_for(self, drivername: str, *, port: int | None = None) -> str:
+        """Return the URL with a driver's name, through another port if one is given."""
+        return self.server.url(database=self.name, drivername=drivername, port=port)
+
+
 def skip(reason: str) -> NoReturn:
     """Skip the test; fail instead where the environment says that nothing may be skipped."""
     if os.environ.get(NO_SKIP) == "1":
@@ -46,7 +66,7 @@ def postgres() -> Iterator[PostgresCluster]:
     try:
         cluster = PostgresCluster()
         cluster.start()
-    except PostgresUnavailable as error:
+    except Unavailable as error:
         skip(str(error))
     with cluster:
         yield cluster
@@ -60,3 +80,25 @@ def pg_database(postgres: PostgresCluster) -> Iterator[PgDatabase]:
     with ServerView(postgres.url(database=name)) as view:
         yield PgDatabase(postgres, name, view)
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDbServer]:
+    """Run one MariaDB for the whole session."""
+    try:
+        server = MariaDbServer()
+        server.start()
+    except Unavailable as error:
+        skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def maria_database(mariadb: MariaDbServer) -> Iterator[MariaDatabase]:
+    """Create an empty database for one test and drop it afterwards, whoever is connected."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    mariadb.create_database(name)
+    with mariadb.view(name) as view:
+        yield MariaDatabase(mariadb, name, view)
+    mariadb.drop_database(name)

@@ -69,7 +69,7 @@ Action = Insert | Fail | Break | Commit | Rollback | GiveUp | Child
 PROPAGATIONS = ("join", "nested", "new", "mandatory", "never", "supports", "not_supported")
 # What trees are made of in practice comes more often.
 _OFTEN = st.sampled_from(("join", "nested", "join", "nested", *PROPAGATIONS))
-_LEAVES = st.sampled_from(
+_LEAVES: st.SearchStrategy[Action] = st.sampled_from(
     (Insert(), Insert(), Insert(), Insert(), Fail(), Break(), Commit(), Rollback(), GiveUp())
 )
 
@@ -81,9 +81,10 @@ def _scopes(actions: st.SearchStrategy[Action]) -> st.SearchStrategy[Scope]:
 
 def trees() -> st.SearchStrategy[Scope]:
     """Return trees of up to four levels."""
-    actions: st.SearchStrategy[Action] = _LEAVES
+    actions = _LEAVES
     for _ in range(3):
-        actions = st.one_of(_LEAVES, st.builds(Child, _scopes(actions), st.booleans()))
+        children: st.SearchStrategy[Action] = st.builds(Child, _scopes(actions), st.booleans())
+        actions = st.one_of(_LEAVES, children)
     return _scopes(actions)
 
 
