@@ -7,18 +7,23 @@ from importlib import metadata as _metadata
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
+from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._current import current_scope
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
+from ._policy import RetryBudget, RetryDetails, RetryPolicy
+from ._retry import set_on_retry, set_retry_testing
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
+from ._sync.retry import with_retry
 from ._sync.scope import SessionScope
 from .config import (
     ScopeOptions,
     ScopeSettings,
     SessionConfig,
+    SessionOptions,
     configure_session,
     get_session_config,
 )
@@ -40,6 +45,7 @@ from .errors import (
     PoolDeadlockError,
     PropagationError,
     ReadOnlyTransactionError,
+    RetryExhaustedError,
     ServerUnavailableError,
     SessionClosedError,
     SessionError,
@@ -65,12 +71,17 @@ __all__ = [
     "PoolDeadlockError",
     "PropagationError",
     "ReadOnlyTransactionError",
+    "RetryBudget",
+    "RetryDetails",
+    "RetryExhaustedError",
+    "RetryPolicy",
     "ScopeOptions",
     "ScopeSettings",
     "ServerUnavailableError",
     "SessionClosedError",
     "SessionConfig",
     "SessionError",
+    "SessionOptions",
     "SessionScope",
     "TransactionDoomedError",
     "TransactionError",
@@ -78,6 +89,7 @@ __all__ = [
     "UnexpectedRollbackError",
     "async_dispose_database",
     "async_session_scope",
+    "async_with_retry",
     "async_with_session",
     "before_commit",
     "configure_session",
@@ -94,7 +106,10 @@ __all__ = [
     "on_completion",
     "on_rollback",
     "session_scope",
+    "set_on_retry",
+    "set_retry_testing",
     "setup_database_connection",
+    "with_retry",
     "with_session",
 ]
 
