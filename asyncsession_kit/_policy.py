@@ -6,7 +6,6 @@ Nothing here waits or looks at a clock: time and chance come from the caller.
 from __future__ import annotations
 
 import inspect
-import math
 from builtins import ConnectionError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -51,13 +50,16 @@ class RetryBudget:
     come back per second.  Every database has one of its own, ``.retry_budget``.  Any thread may
     use it.
 
-    :raises ConfigurationError: a number is negative or not finite.
+    :raises ConfigurationError: a number is negative, or is none.
     """
 
     def __init__(self, *, tokens: float = 100, refill: float = 10) -> None:
         for name, value in (("tokens", tokens), ("refill", refill)):
-            if not _is_number(value) or value < 0:
-                raise ConfigurationError(f"{name}={value!r} is not a number; give 0 or more")
+            if not _is_number(value, 0):
+                raise ConfigurationError(
+                    f"{name}={value!r} is not a number of tokens; give 0 or more, {LONGEST} at the"
+                    " most"
+                )
         self.tokens = tokens
         self.refill = refill
         self._left = float(tokens)
@@ -185,9 +187,9 @@ def _is_unknown(error: Exception) -> bool:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object, least: int) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    return number and least <= value <= LONGEST  # type: ignore[operator]
 
 
 def check_attempts(name: str, value: object) -> None:
@@ -202,7 +204,7 @@ def check_attempts(name: str, value: object) -> None:
 
 
 def _check_multiplier(name: str, value: object) -> None:
-    if not _is_number(value) or not 1 <= value <= LONGEST:  # type: ignore[operator]
+    if not _is_number(value, 1):
         raise ConfigurationError(
             f"{name}={value!r} is not a factor; give 1 (each wait the same) to {LONGEST}"
         )
