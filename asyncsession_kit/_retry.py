@@ -198,7 +198,7 @@ def _attached(where: str, value: Any, unit: Unit) -> Iterator[str]:
     for item in items:
         if id(item) in unit.attached and _is_mapped(item):
             kind = type(item).__name__
-            yield f"{where} (a {kind})" if item is value else f"a {kind} in {where}"
+            yield f"{where} ({kind})" if item is value else f"the {kind} in {where}"
 
 
 def _is_mapped(value: object) -> bool:
