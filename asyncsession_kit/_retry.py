@@ -28,7 +28,7 @@ from ._policy import (
     is_connection_failure,
 )
 from ._session import KitSession
-from ._unit import Unit, current_unit
+from ._unit import Unit, note_attached
 from .config import check_bool, get_session_config
 from .errors import ConfigurationError, RetryExhaustedError
 
@@ -64,10 +64,10 @@ class Course:
         :raises RetryExhaustedError: the error would be worth another attempt, but there is none.
         """
         self._errors.append(error)
-        if not self._policy.wants(error) or self._limits.attempts == 1 or cancelled:
+        if not self._policy.wants(error) or self._limits.attempts == 1:
             return None
-        if (why := self._why_unsafe(unit)) is not None:
-            self._tell_unsafe(error, why)
+        if (why := self._why_not(unit, cancelled)) is not None:
+            self._tell_why_not(error, why)
             return None
         attempt = len(self._errors)
         if attempt >= self._limits.attempts:
@@ -91,8 +91,10 @@ class Course:
     def _name(self) -> str:
         return name_of(self._function)
 
-    def _why_unsafe(self, unit: Unit) -> str | None:
+    def _why_not(self, unit: Unit, cancelled: bool) -> str | None:
         """Return what forbids to run the unit again, or None."""
+        if cancelled:
+            return "its task was cancelled meanwhile"
         passed = _with_partial(self._function, self._arguments, self._keywords)
         if any(isinstance(value, AsyncSession | Session) for _, value in passed):
             return "a session was passed to it, whose owner decides"
@@ -110,7 +112,7 @@ class Course:
             )
         return None
 
-    def _tell_unsafe(self, error: Exception, why: str) -> None:
+    def _tell_why_not(self, error: Exception, why: str) -> None:
         text = f"{self._name} was not tried again: {why}"
         error.add_note(text)
         logger.info("%s", text)
@@ -206,8 +208,7 @@ def _is_mapped(value: object) -> bool:
 
 
 def _note_attached(session: Session, instance: object) -> None:
-    if (unit := current_unit.get()) is not None:
-        unit.note_attached(instance)
+    note_attached(instance)
 
 
 event.listen(KitSession, "after_attach", _note_attached, propagate=True)

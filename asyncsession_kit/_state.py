@@ -13,7 +13,7 @@ from ._callsite import Origin, describe, user_origin
 from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
 from ._outcome import Outcome
 from ._reads import NOTHING
-from ._unit import current_unit
+from ._unit import note_end
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError
 
@@ -143,8 +143,7 @@ class SessionState:
             self.commits += self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)
-        if (unit := current_unit.get()) is not None:
-            unit.note_end(self)
+        note_end(self)
         if self.holders is not None:
             self.holders.leave(self)
         self.connection = None

@@ -6,6 +6,7 @@ commit counts as well.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Unit:
-    """Is one attempt; everything noted after its end is too late to matter and is dropped."""
+    """Is one attempt; what happens after its end is too late to matter and is not noted."""
 
     __slots__ = ("attached", "committed", "database", "is_open", "outer", "unknown")
 
@@ -31,38 +32,53 @@ class Unit:
         # By identity: an argument that is asked about has lived through the whole attempt.
         self.attached: set[int] = set()
 
-    def note_end(self, state: SessionState) -> None:
+    def note(self, state: SessionState) -> None:
         """Note how a transaction ended; one that could not have written anything left nothing."""
-        if not self.is_open:
-            return
         self.database = state.database
-        if state.connection is not None and (state.level >= OPAQUE or state.hooks is not None):
-            self.committed |= state.outcome is Outcome.COMMITTED
-            self.unknown |= state.outcome is Outcome.UNKNOWN
-        if self.outer is not None:
-            self.outer.note_end(state)
-
-    def note_attached(self, instance: object) -> None:
-        """Note that the object was added to a session."""
-        if not self.is_open:
+        if state.connection is None or (state.level < OPAQUE and state.hooks is None):
             return
-        self.attached.add(id(instance))
-        if self.outer is not None:
-            self.outer.note_attached(instance)
+        # Set only, never put back: several threads may be here.
+        if state.outcome is Outcome.COMMITTED:
+            self.committed = True
+        elif state.outcome is Outcome.UNKNOWN:
+            self.unknown = True
 
 
-current_unit: ContextVar[Unit | None] = ContextVar("asyncsession_kit_unit", default=None)
+_current: ContextVar[Unit | None] = ContextVar("asyncsession_kit_unit", default=None)
+
+
+def _open_units() -> Iterator[Unit]:
+    """Yield the attempts around the caller, innermost first; one that has ended may be between."""
+    unit = _current.get()
+    while unit is not None:
+        if unit.is_open:
+            yield unit
+        unit = unit.outer
+
+
+def note_end(state: SessionState) -> None:
+    """Tell the attempts around the caller that a transaction of this session has ended."""
+    if _current.get() is not None:
+        for unit in _open_units():
+            unit.note(state)
+
+
+def note_attached(instance: object) -> None:
+    """Tell the attempts around the caller that the object was added to a session."""
+    if _current.get() is not None:
+        for unit in _open_units():
+            unit.attached.add(id(instance))
 
 
 def open_unit() -> Unit:
     """Begin an attempt."""
-    unit = Unit(current_unit.get())
-    current_unit.set(unit)
+    unit = Unit(None if _current.get() is None else next(_open_units(), None))
+    _current.set(unit)
     return unit
 
 
 def close_unit(unit: Unit) -> None:
     """End the attempt; in another context than it began in there is nothing to put back."""
     unit.is_open = False
-    if current_unit.get() is unit:
-        current_unit.set(unit.outer)
+    if _current.get() is unit:
+        _current.set(unit.outer)

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from asyncsession_kit import (
     async_with_retry,
     with_retry,
 )
+from asyncsession_kit._unit import close_unit, note_attached, open_unit
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Base
@@ -106,8 +108,9 @@ async def test_a_cancellation_that_was_swallowed_still_ends_it() -> None:
     task = asyncio.create_task(async_with_retry(work, policy=AT_ONCE))
     await asyncio.sleep(0.01)
     task.cancel()
-    with pytest.raises(LockTimeoutError):
+    with pytest.raises(LockTimeoutError) as caught:
         await task
+    assert "its task was cancelled meanwhile" in caught.value.__notes__[0]
     assert attempts == 1
 
 
@@ -165,6 +168,47 @@ async def test_what_a_child_has_committed_counts(db: AsyncDatabase, tmp_path: Pa
             await async_with_retry(work, policy=AT_ONCE)
     blocking.dispose()
     assert stored_names(sqlite_url(tmp_path)) == ["group", "gather", "thread"]
+
+
+async def test_a_task_that_an_inner_attempt_started_counts_outside(
+    db: AsyncDatabase, tmp_path: Path
+) -> None:
+    """It belongs to the attempt around that as well, which is still running when it commits."""
+    go_on = asyncio.Event()
+
+    async def commit() -> None:
+        await go_on.wait()
+        async with db.session_scope() as session:
+            await session.execute(INSERT, {"name": "late"})
+
+    async def start() -> asyncio.Task[None]:
+        return asyncio.create_task(commit())
+
+    async def work() -> None:
+        task = await async_with_retry(start)
+        go_on.set()
+        await task
+        raise LockTimeoutError("m")
+
+    with pytest.raises(LockTimeoutError):
+        await async_with_retry(work, policy=AT_ONCE)
+    assert stored_names(sqlite_url(tmp_path)) == ["late"]
+
+
+def test_a_context_that_was_copied_knows_what_has_ended() -> None:
+    """What runs on there is noted by the attempts that are still open, and keeps no other."""
+    outer = open_unit()
+    inner = open_unit()
+    copied = copy_context()
+    close_unit(inner)
+    copied.run(note_attached, outer)
+    assert (inner.attached, outer.attached) == (set(), {id(outer)})
+    assert copied.run(open_unit).outer is outer
+    copied.run(close_unit, inner)
+    close_unit(outer)
+    last = open_unit()
+    close_unit(last)
+    assert last.outer is None
 
 
 async def test_tasks_do_not_count_for_each_other(db: AsyncDatabase) -> None:

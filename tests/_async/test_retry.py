@@ -36,7 +36,6 @@ from asyncsession_kit import (
     setup_database_connection,
 )
 from asyncsession_kit._types import AsyncSession
-from asyncsession_kit._unit import close_unit, current_unit, open_unit
 from asyncsession_kit.config import reset_session_config
 from tests.support.databases import stored_names
 from tests.support.models import Account, Base
@@ -109,7 +108,6 @@ async def test_a_unit_is_run_until_it_succeeds(stored: Any) -> None:
     assert await async_with_retry(unit.add, "a", balance=5) == "a"
     assert (unit.attempts, len(set(map(id, unit.sessions)))) == (4, 4)
     assert stored() == ["a"]
-    assert current_unit.get() is None
 
 
 async def test_retries_end(stored: Any) -> None:
@@ -354,22 +352,6 @@ async def test_what_an_inner_retry_has_committed_counts_outside(stored: Any) -> 
     with pytest.raises(LockTimeoutError):
         await async_with_retry(work)
     assert (inner.attempts, outer.attempts, stored()) == (2, 1, ["a"])
-
-
-async def test_what_ends_after_the_attempt_does_not_count(stored: Any) -> None:
-    """What runs on in a context that was copied is no longer a part of the attempt."""
-    outer = open_unit()
-    inner = open_unit()
-    close_unit(inner)
-    token = current_unit.set(inner)
-    async with async_session_scope() as session:
-        session.add(Account(name="late"))
-    assert (inner.committed, inner.attached, outer.committed) == (False, set(), False)
-    close_unit(outer)
-    assert current_unit.get() is inner
-    current_unit.reset(token)
-    close_unit(outer)
-    assert current_unit.get() is None
 
 
 async def test_an_error_of_unknown_outcome_is_for_those_who_may() -> None:
