@@ -118,6 +118,8 @@ class Course:
         logger.info("%s", text)
 
     def _refuse_attached(self, error: Exception, unit: Unit) -> None:
+        if not unit.attached:
+            return
         passed = _with_partial(self._function, self._arguments, self._keywords)
         names = [text for where, value in passed for text in _attached(where, value, unit)]
         if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_a_bad_value_is_refused(name: str, value: Any) -> None:
 def test_a_good_value_is_taken(name: str, value: Any) -> None:
     """It is stored as it was given."""
     assert getattr(RetryPolicy(**{name: value}), name) == value
+
+
+def test_a_policy_is_a_value() -> None:
+    """It cannot be changed, equals its like, and can be sent to another process."""
+    policy = RetryPolicy(attempts=3, on=(OwnError,), deadline=5)
+    assert pickle.loads(pickle.dumps(policy)) == policy != RetryPolicy(attempts=3)
+    with pytest.raises(AttributeError):
+        policy.attempts = 5  # type: ignore[misc]
 
 
 def test_waits_that_contradict_each_other_are_refused() -> None:

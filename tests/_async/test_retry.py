@@ -687,11 +687,27 @@ async def test_each_attempt_of_a_decorated_function_has_a_session(stored: Any) -
             await unit.fail()
             return name
 
-    for name, method in (("a", Service().add), ("b", Service().add_by_keyword)):
+        @async_with_session(retry=2)
+        @classmethod
+        async def add_by_class(cls, session: AsyncSession, name: str) -> str:
+            session.add(Account(name=name))
+            await unit.fail()
+            return name
+
+        @staticmethod
+        @async_with_session(retry=2)
+        async def add_by_name(session: AsyncSession, name: str) -> str:
+            session.add(Account(name=name))
+            await unit.fail()
+            return name
+
+    service: Any = Service()
+    methods = (service.add, service.add_by_keyword, service.add_by_class, service.add_by_name)
+    for name, method in zip("abcd", methods, strict=True):
         unit.failures, unit.attempts = 2, 0
-        assert await method(name) == name  # type: ignore[operator]
+        assert await method(name) == name
         assert unit.attempts == 3
-    assert stored() == ["a", "b"]
+    assert stored() == ["a", "b", "c", "d"]
 
 
 async def test_a_decorated_function_runs_once_with_what_is_open() -> None:

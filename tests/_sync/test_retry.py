@@ -688,11 +688,27 @@ def test_each_attempt_of_a_decorated_function_has_a_session(stored: Any) -> None
             unit.fail()
             return name
 
-    for name, method in (("a", Service().add), ("b", Service().add_by_keyword)):
+        @with_session(retry=2)
+        @classmethod
+        def add_by_class(cls, session: Session, name: str) -> str:
+            session.add(Account(name=name))
+            unit.fail()
+            return name
+
+        @staticmethod
+        @with_session(retry=2)
+        def add_by_name(session: Session, name: str) -> str:
+            session.add(Account(name=name))
+            unit.fail()
+            return name
+
+    service: Any = Service()
+    methods = (service.add, service.add_by_keyword, service.add_by_class, service.add_by_name)
+    for name, method in zip("abcd", methods, strict=True):
         unit.failures, unit.attempts = 2, 0
-        assert method(name) == name  # type: ignore[operator]
+        assert method(name) == name
         assert unit.attempts == 3
-    assert stored() == ["a", "b"]
+    assert stored() == ["a", "b", "c", "d"]
 
 
 def test_a_decorated_function_runs_once_with_what_is_open() -> None:
