@@ -285,6 +285,12 @@ def test_a_budget_is_used_up_and_refills() -> None:
     assert repr(budget) == "RetryBudget(tokens=2, refill=0.5)"
 
 
+def test_a_clock_that_was_read_earlier_takes_nothing_away() -> None:
+    """A thread that read it first and comes last finds what is there."""
+    budget = RetryBudget(tokens=2, refill=1)
+    assert [budget.take(100.0), budget.take(50.0), budget.take(100.0)] == [True, True, False]
+
+
 def test_a_budget_of_nothing_allows_nothing() -> None:
     """No token is there, and none comes."""
     assert not RetryBudget(tokens=0, refill=0).take(5.0)

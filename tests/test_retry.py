@@ -29,7 +29,8 @@ from asyncsession_kit import (
     async_with_retry,
     with_retry,
 )
-from asyncsession_kit._unit import close_unit, note_attached, open_unit
+from asyncsession_kit._retry import _attached
+from asyncsession_kit._unit import _current, close_unit, note_attached, open_unit
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Base
@@ -208,7 +209,16 @@ def test_a_context_that_was_copied_knows_what_has_ended() -> None:
     close_unit(outer)
     last = open_unit()
     close_unit(last)
-    assert last.outer is None
+    assert (last.outer, _current.get()) == (None, None)
+
+
+def test_only_a_mapped_object_is_named() -> None:
+    """A place in memory may be used again by something else while the attempt runs."""
+    unit, other, account = open_unit(), "other", Account(name="a")
+    for value in (other, account):
+        note_attached(value)
+    close_unit(unit)
+    assert list(_attached("here", [other, account], unit)) == ["the Account in here"]
 
 
 async def test_tasks_do_not_count_for_each_other(db: AsyncDatabase) -> None:

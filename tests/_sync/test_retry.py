@@ -162,6 +162,23 @@ def test_any_other_error_goes_on_at_once() -> None:
     assert unit.attempts == 3
 
 
+class Stop(BaseException):
+    """Ends a program, as an interrupt does."""
+
+
+def test_what_is_no_error_is_never_retried() -> None:
+    """An interrupt goes through, whatever the policy says."""
+    attempts = []
+
+    def work() -> None:
+        attempts.append(1)
+        raise Stop
+
+    with pytest.raises(Stop):
+        with_retry(work, policy=RetryPolicy(on=lambda error: True, delay=0))
+    assert attempts == [1]
+
+
 def test_a_policy_says_it_all() -> None:
     """Its number of attempts and its errors hold in place of the defaults."""
     unit = Unit(failures=1, error=OwnError)
