@@ -9,19 +9,24 @@ from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
 from ._async.gather import async_gather_scopes
+from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._current import current_scope
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
+from ._policy import RetryBudget, RetryDetails, RetryPolicy
+from ._retry import set_on_retry, set_retry_testing
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.gather import gather_scopes
+from ._sync.retry import with_retry
 from ._sync.scope import SessionScope
 from .config import (
     ScopeOptions,
     ScopeSettings,
     SessionConfig,
+    SessionOptions,
     configure_session,
     get_session_config,
 )
@@ -44,6 +49,7 @@ from .errors import (
     PoolExhaustedError,
     PropagationError,
     ReadOnlyTransactionError,
+    RetryExhaustedError,
     ServerUnavailableError,
     SessionClosedError,
     SessionError,
@@ -71,12 +77,17 @@ __all__ = [
     "PoolExhaustedError",
     "PropagationError",
     "ReadOnlyTransactionError",
+    "RetryBudget",
+    "RetryDetails",
+    "RetryExhaustedError",
+    "RetryPolicy",
     "ScopeOptions",
     "ScopeSettings",
     "ServerUnavailableError",
     "SessionClosedError",
     "SessionConfig",
     "SessionError",
+    "SessionOptions",
     "SessionScope",
     "TransactionDoomedError",
     "TransactionError",
@@ -87,6 +98,7 @@ __all__ = [
     "async_dispose_database",
     "async_gather_scopes",
     "async_session_scope",
+    "async_with_retry",
     "async_with_session",
     "before_commit",
     "configure_session",
@@ -104,7 +116,10 @@ __all__ = [
     "on_completion",
     "on_rollback",
     "session_scope",
+    "set_on_retry",
+    "set_retry_testing",
     "setup_database_connection",
+    "with_retry",
     "with_session",
 ]
 

@@ -11,6 +11,7 @@ import inspect
 import logging
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -426,6 +427,30 @@ async def async_wait_for_exits(seconds: float) -> None:
 
 def wait_for_exits(seconds: float) -> None:
     """Do nothing: a thread ends its sessions itself."""
+
+
+# --- waiting for another attempt ------------------------------------------------------------------
+
+
+async def async_pause(seconds: float) -> None:
+    """Wait; a cancellation ends it."""
+    await asyncio.sleep(seconds)
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
+def async_is_cancelled() -> bool:
+    """Tell whether the current task was told to stop, even where that was swallowed."""
+    task = running_task()
+    return task is not None and task.cancelling() > 0
+
+
+def is_cancelled() -> bool:
+    """Return False: a thread is not cancelled."""
+    return False
 
 
 # --- waiting for a turn ---------------------------------------------------------------------------

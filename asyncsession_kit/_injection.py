@@ -98,6 +98,10 @@ class Place:
             return value, (*arguments[:index], *arguments[index + 1 :])
         return None, arguments
 
+    def is_filled(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        """Tell whether the caller passed a session."""
+        return self.take(arguments, dict(keywords))[0] is not None
+
     def _fits(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
         try:
             self.signature.bind(*arguments, **keywords)
@@ -221,6 +225,19 @@ def _code_of(function: Any) -> Any:
 def is_generator(function: Function, world: Colour) -> bool:
     """Tell whether calling the function gives a generator."""
     return world.is_generator(_code_of(function))
+
+
+def refuse_retry(function: Function, world: Colour, policy: object) -> None:
+    """Refuse to try a generator again: its caller has seen a part of what the first try gave.
+
+    :raises ConfigurationError: there is a policy.
+    """
+    if policy is not None:
+        why = (
+            "retry= cannot run a generator again, of which its caller has seen a part; return a"
+            " list, or retry what iterates over it"
+        )
+        _refuse(function, world, inspect.signature(function), why)
 
 
 def refuse_savepoint(function: Function, world: Colour, propagation: str) -> None:

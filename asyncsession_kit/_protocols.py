@@ -22,10 +22,14 @@ S_contra = TypeVar("S_contra", contravariant=True)
 AsyncSessionT = TypeVar("AsyncSessionT", bound=AsyncSession | None)
 SessionT = TypeVar("SessionT", bound=Session | None)
 
+# What can be tried again: each call is an attempt.
+AsyncWork: TypeAlias = Callable[P, Awaitable[R]]
+Work: TypeAlias = Callable[P, R]
+
 
 # What is called with a session of its own.
-AsyncWork: TypeAlias = Callable[[AsyncSession], Awaitable[T]]
-Work: TypeAlias = Callable[[Session], T]
+AsyncSessionWork: TypeAlias = Callable[[AsyncSession], Awaitable[T]]
+SessionWork: TypeAlias = Callable[[Session], T]
 
 
 class Injected(Protocol[S_contra, P, R_co]):

@@ -17,6 +17,7 @@ from ._deadline import Deadline
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
 from ._terms import DEFAULT, Kind, Terms
+from ._unit import note_end
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError
 
@@ -188,6 +189,7 @@ class SessionState:
             self.commits += transaction and self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)
+        note_end(self)
         self.leave_pool()
         self.connection = self.root = self.told = None
         self.level = NOTHING

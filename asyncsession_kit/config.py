@@ -27,7 +27,7 @@ LONGEST = 2_147_483
 
 
 class ScopeOptions(TypedDict, total=False):
-    """What one scope, one decorator or ``configure_session`` may set; see ``SessionConfig``."""
+    """What one scope or decorator, and ``configure_session``, may set; see ``SessionConfig``."""
 
     auto_commit: bool
     auto_rollback: bool
@@ -37,6 +37,13 @@ class ScopeOptions(TypedDict, total=False):
     expire_on_commit: bool
     autoflush: bool
     event_listeners: Mapping[str, EventListener]
+
+
+class SessionOptions(ScopeOptions, total=False):
+    """What ``configure_session`` may set: the options of scopes, and what is of none alone."""
+
+    retry_attempts: int
+    retry_delay: float
 
 
 class ScopeSettings(ScopeOptions, total=False):
@@ -72,7 +79,8 @@ class SessionConfig:
     cancelled scope waits for the answer to a COMMIT that was sent.  ``cleanup_timeout``: the
     longest a rollback or close may take before the connection is dropped.  ``expire_on_commit``,
     ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
-    to call.
+    to call.  ``retry_attempts``: how many retries follow the first try where retries are asked for
+    without a number.  ``retry_delay``: the longest wait before the first of them.
 
     :raises ConfigurationError: a value is of the wrong type or out of range.
     """
@@ -85,15 +93,17 @@ class SessionConfig:
     expire_on_commit: bool = False
     autoflush: bool = True
     event_listeners: Mapping[str, EventListener] = field(default_factory=dict)
+    retry_attempts: int = 3
+    retry_delay: float = 1.0
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _CHECKS[entry.name](entry.name, getattr(self, entry.name))
+            _ALL_CHECKS[entry.name](entry.name, getattr(self, entry.name))
         # A mapping proxy could neither be pickled nor copied.
         object.__setattr__(self, "event_listeners", immutabledict(self.event_listeners))
 
     def merged(self, options: ScopeOptions) -> SessionConfig:
-        """Return these settings with some replaced; self where there is nothing to replace.
+        """Return these settings with some of a scope replaced; self where none are.
 
         :raises ConfigurationError: a name is unknown or a value invalid.
         """
@@ -102,9 +112,37 @@ class SessionConfig:
         return replace(self, **options) if options else self
 
 
-def _check_bool(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
+    """Check a value that is on or off.
+
+    :raises ConfigurationError: it is neither.
+    """
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name}={value!r} is not a bool; give True or False")
+
+
+def check_count(name: str, value: object) -> None:
+    """Check a number of retries.
+
+    :raises ConfigurationError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(
+            f"{name}={value!r} is not a number of retries; give 0 or more, the first try not"
+            " counted"
+        )
+
+
+def check_delay(name: str, value: object) -> None:
+    """Check a wait before a retry.
+
+    :raises ConfigurationError: it is none.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= LONGEST:  # type: ignore[operator]
+        raise ConfigurationError(
+            f"{name}={value!r} is not a wait; give seconds, 0 or more, {LONGEST} at the most"
+        )
 
 
 def is_duration(value: object) -> bool:
@@ -148,16 +186,22 @@ _SESSION_EVENTS = tuple(name for name in dir(Session.dispatch) if not name.start
 
 _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
     {
-        "auto_commit": _check_bool,
-        "auto_rollback": _check_bool,
+        "auto_commit": check_bool,
+        "auto_rollback": check_bool,
         "statement_timeout": _check_optional_seconds,
         "commit_grace": _check_seconds,
         "cleanup_timeout": _check_seconds,
-        "expire_on_commit": _check_bool,
-        "autoflush": _check_bool,
+        "expire_on_commit": check_bool,
+        "autoflush": check_bool,
         "event_listeners": _check_listeners,
     }
 )
+# What holds for the process, and is no option of one scope.
+_PROCESS_CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
+    {"retry_attempts": check_count, "retry_delay": check_delay}
+)
+_ALL_CHECKS = {**_CHECKS, **_PROCESS_CHECKS}
+_RETRIES = frozenset({"retry", "max_retries", *_PROCESS_CHECKS})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -173,7 +217,7 @@ def check_scope(options: Mapping[str, object], own: Mapping[str, object]) -> Non
     """
     for name in ("read_only", "snapshot"):
         if own.get(name) is not None:
-            _check_bool(name, own[name])
+            check_bool(name, own[name])
     _check_optional_seconds("timeout", own.get("timeout"))
     for name, value in options.items():
         _check_of(name)(name, value)
@@ -182,17 +226,26 @@ def check_scope(options: Mapping[str, object], own: Mapping[str, object]) -> Non
 def _check_of(name: str) -> Callable[[str, object], None]:
     check = _CHECKS.get(name)
     if check is None:
-        raise ConfigurationError(
-            f"unknown option {name!r}{did_you_mean(name, _CHECKS)};"
-            f" known are {', '.join(sorted(_CHECKS))}"
-        )
+        if name in _RETRIES:
+            raise ConfigurationError(
+                f"{name!r} is no option of a scope, which cannot run its body a second time; give"
+                " the decorator retry=, or put the work into a function and call that through"
+                " with_retry()"
+            )
+        raise _unknown(name, _CHECKS)
     return check
+
+
+def _unknown(name: str, known: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"unknown option {name!r}{did_you_mean(name, known)}; known are {', '.join(sorted(known))}"
+    )
 
 
 _current = SessionConfig()
 
 
-def configure_session(**options: Unpack[ScopeOptions]) -> SessionConfig:
+def configure_session(**options: Unpack[SessionOptions]) -> SessionConfig:
     """Set process-wide defaults for the scopes opened from now on, and return them all.
 
     A call replaces the values it names and leaves the others.
@@ -200,7 +253,10 @@ def configure_session(**options: Unpack[ScopeOptions]) -> SessionConfig:
     :raises ConfigurationError: a name is unknown or a value invalid; nothing was changed.
     """
     global _current
-    _current = _current.merged(options)
+    for name in options:
+        if name not in _ALL_CHECKS:
+            raise _unknown(name, _ALL_CHECKS)
+    _current = replace(_current, **options)
     return _current
 
 

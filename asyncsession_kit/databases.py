@@ -33,6 +33,8 @@ class DatabaseEntry:
         self.name = name
         self.async_database = async_database
         self.database = database
+        # One server is spared by both worlds together.
+        database.retry_budget = async_database.retry_budget
         self._text = text
         self._private = private
 

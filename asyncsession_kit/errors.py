@@ -14,12 +14,13 @@
     │   ├── ReadOnlyTransactionError
     │   ├── TransactionTimeoutError     also OperationalError and builtins.TimeoutError
     │   └── LockTimeoutError            also sqlalchemy.exc.OperationalError
-    └── ConnectionError                 also OperationalError and builtins.ConnectionError
-        ├── PoolExhaustedError          also sqlalchemy.exc.TimeoutError and builtins.TimeoutError
-        │   └── PoolDeadlockError
-        ├── ConnectTimeoutError         also builtins.TimeoutError
-        ├── AuthenticationError
-        └── ServerUnavailableError
+    ├── ConnectionError                 also OperationalError and builtins.ConnectionError
+    │   ├── PoolExhaustedError          also sqlalchemy.exc.TimeoutError and builtins.TimeoutError
+    │   │   └── PoolDeadlockError
+    │   ├── ConnectTimeoutError         also builtins.TimeoutError
+    │   ├── AuthenticationError
+    │   └── ServerUnavailableError
+    └── RetryExhaustedError
 
     UserWarning
     └── UncommittedWorkWarning
@@ -34,7 +35,7 @@ import builtins
 import pickle
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import exc as sa_exc
@@ -69,6 +70,8 @@ def _portable_state(error: BaseException) -> dict[str, Any]:
 
 def _portable(value: object) -> object:
     """Return the value, or its text where it cannot be pickled (a driver's exception may not)."""
+    if isinstance(value, tuple):
+        return tuple(map(_portable, value))
     try:
         pickle.loads(pickle.dumps(value))
     except Exception:
@@ -242,6 +245,22 @@ class EncryptionConnectionError(ConnectionError, ssl.SSLError):
 
 class CertificateConnectionError(EncryptionConnectionError, ssl.SSLCertVerificationError):
     """Is a ConnectionError in place of an ``ssl.SSLCertVerificationError``."""
+
+
+class RetryExhaustedError(SessionError):
+    """Reports a unit of work that failed with what may pass, and is not tried any more.
+
+    ``errors`` holds what each attempt raised, in order; the last one is the ``__cause__``.
+    ``reason`` says what ended it: ``attempts``, ``deadline``, ``budget``, or ``arguments`` that
+    cannot be used a second time.
+    """
+
+    def __init__(
+        self, message: str, *, errors: Sequence[Exception] = (), reason: str = "attempts"
+    ) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+        self.reason = reason
 
 
 class UncommittedWorkWarning(UserWarning):

@@ -130,6 +130,19 @@ def test_the_benchmark_runs(pg_database: PgDatabase, tmp_path: Path) -> None:
     assert pg_database.view.value("SELECT count(*) FROM pg_tables WHERE schemaname='public'") == 0
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_retries_runs(tmp_path: Path) -> None:
+    """One round prints every table, and writes the same as Markdown."""
+    file = tmp_path / "result.md"
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.retry_cost", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--markdown", file], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.stderr == ""
+    assert "with_retry(fn, 1)" in done.stdout
+    assert file.read_text().count("### ") == 3
+
+
 def test_a_table_needs_no_rich() -> None:
     """As plain text a table is aligned."""
     table = Table("title", ["a", "long"], [["wide", "1"], ["x", "2"]])

@@ -14,6 +14,7 @@ from asyncsession_kit import (
     ConfigurationError,
     ScopeOptions,
     SessionConfig,
+    SessionOptions,
     config,
     configure_session,
     get_session_config,
@@ -29,7 +30,11 @@ DEFAULTS = {
     "expire_on_commit": False,
     "autoflush": True,
     "event_listeners": {},
+    "retry_attempts": 3,
+    "retry_delay": 1,
 }
+# What holds for the process, and is no option of a scope.
+PROCESS = {"retry_attempts", "retry_delay"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +65,8 @@ def test_the_defaults_are_those_promised() -> None:
 
 def test_every_option_has_its_type_and_its_check() -> None:
     """Type checkers, the dataclass and the checks know the same names."""
-    assert set(get_type_hints(ScopeOptions)) == set(DEFAULTS) == set(config._CHECKS)
+    assert set(get_type_hints(SessionOptions)) == set(DEFAULTS) == set(config._ALL_CHECKS)
+    assert set(get_type_hints(ScopeOptions)) == set(config._CHECKS) == set(DEFAULTS) - PROCESS
 
 
 GOOD: dict[str, list[Any]] = {
@@ -72,6 +78,8 @@ GOOD: dict[str, list[Any]] = {
     "expire_on_commit": [True, False],
     "autoflush": [True, False],
     "event_listeners": [{}, {"after_commit": listener, "do_orm_execute": print}],
+    "retry_attempts": [0, 1, 1000],
+    "retry_delay": [0, 0.5, LONGEST],
 }
 NO_BOOL = ["yes", "", 0, 1, None, [], object()]
 NO_DURATION = [0, -1, 0.0, float("nan"), float("inf"), LONGEST + 1, 10**400, True, "5", [5], 1j]
@@ -96,6 +104,8 @@ BAD: dict[str, list[Any]] = {
         {"after_commit": "listener"},
         {"after_commit": slow_listener},
     ],
+    "retry_attempts": [-1, 1.5, True, "3", [3], None],
+    "retry_delay": [None, *(value for value in NO_DURATION if value != 0)],
 }
 
 
@@ -121,7 +131,8 @@ def test_a_good_value_is_taken(name: str, value: Any) -> None:
     assert getattr(changed, name) == value
     others = {other: getattr(changed, other) for other in DEFAULTS if other != name}
     assert others == {other: value for other, value in DEFAULTS.items() if other != name}
-    check_scope({name: value}, {})
+    if name not in PROCESS:
+        check_scope({name: value}, {})
 
 
 @pytest.mark.parametrize(("name", "value"), each(BAD))
@@ -134,8 +145,10 @@ def test_a_bad_value_is_refused_everywhere(name: str, value: Any) -> None:
         lambda: before.merged({name: value}),  # type: ignore[misc]
         lambda: check_scope({name: value}, {}),
     )
+    # A scope has no such option, whatever the value.
+    said = f"^'{name}' is no option of a scope|^{name}=" if name in PROCESS else f"^{name}"
     for way in ways:
-        with pytest.raises(ConfigurationError, match=f"^{name}"):
+        with pytest.raises(ConfigurationError, match=said):
             way()
     assert get_session_config() is before
 
@@ -166,7 +179,7 @@ def test_a_mistyped_option_is_suggested() -> None:
     assert str(caught.value) == (
         "unknown option 'autocommit' (did you mean 'auto_commit'?); known are auto_commit,"
         " auto_rollback, autoflush, cleanup_timeout, commit_grace, event_listeners,"
-        " expire_on_commit, statement_timeout"
+        " expire_on_commit, retry_attempts, retry_delay, statement_timeout"
     )
 
 

@@ -25,6 +25,7 @@ from .._engines import (
     refuse_reader,
 )
 from .._holders import Holders
+from .._policy import RetryBudget
 from .._request import scope_request
 from .._session import async_kit_class
 from .._state import SessionState
@@ -45,7 +46,7 @@ class AsyncDatabase:
     ``url`` is a URL or an engine of the application; ``session_class`` the class its sessions are
     derived from; the other keywords are those of ``create_engine`` (``pool_size``,
     ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), and ``busy_timeout`` (seconds) for
-    SQLite.
+    SQLite.  ``retry_budget`` bounds the retries after connection failures, and may be replaced.
 
     :raises ConfigurationError: the URL or an option is invalid.
     """
@@ -59,6 +60,7 @@ class AsyncDatabase:
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
+        self.retry_budget = RetryBudget()
         self._source = EngineSource(url, engine_options)
         self._session_class = async_kit_class(session_class)
         self._lock = Lock()

@@ -16,13 +16,16 @@ from .._injection import (
     name_of,
     origin_of,
     publish,
+    refuse_retry,
     refuse_savepoint,
 )
+from .._policy import RetryOption, RetryPolicy, policy_of_option
 from .._protocols import AsyncInjector, AsyncR, AsyncSessionT, Injected, InjectedMethod, P, T
 from .._request import Request, scope_request
 from .._types import AsyncSession
 from ..config import ScopeSettings
 from ..databases import async_database_named
+from .retry import async_attempts
 from .scope import AsyncSessionScope
 
 
@@ -58,6 +61,7 @@ def async_with_session(function: Callable[P, AsyncR], /) -> Callable[P, AsyncR]:
 def async_with_session(
     *,
     database: str | None = None,
+    retry: RetryOption = None,
     **settings: Unpack[ScopeSettings],
 ) -> AsyncInjector: ...
 def async_with_session(
@@ -65,6 +69,7 @@ def async_with_session(
     /,
     *,
     database: str | None = None,
+    retry: RetryOption = None,
     **settings: Unpack[ScopeSettings],
 ) -> Any:
     """Run each call of the function in a scope, and give it the session.
@@ -75,11 +80,16 @@ def async_with_session(
     or closed, and is the open one only while its body runs; closed early, it rolls back what was
     written.  The options are those of a scope; ``name`` is the function's own by default.
 
+    ``retry`` is how often a call that fails with what may pass is tried again, each time in a fresh
+    session; True: as often as ``configure_session`` says; or a ``RetryPolicy``.  Inside an open
+    scope, and with a session that was passed, a call runs once.
+
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
-        or is of the other world; a generator is to run in a savepoint; or an option is unknown or
-        invalid.
+        or is of the other world; a generator is to run in a savepoint, or again; or an option is
+        unknown or invalid.
     """
     scope_request(settings, caller_origin(1))
+    policy = policy_of_option(retry)
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
@@ -89,7 +99,10 @@ def async_with_session(
         opening = _Opening(database, request._replace(name=request.name or name_of(target)))
         if is_generator(target, async_colour):
             refuse_savepoint(target, async_colour, request.propagation)
+            refuse_retry(target, async_colour, policy)
             wrapper: Any = async_generating(target, place, opening.scope)
+        elif policy is not None:
+            wrapper = _retrying(target, place, opening, policy)
         else:
             wrapper = _calling(target, place, opening)
         return publish(update_wrapper(wrapper, target), place)
@@ -103,5 +116,18 @@ def _calling(function: Callable[..., Any], place: Place, opening: _Opening) -> C
         async with opening.scope(given) as session:
             arguments, keywords = place.put(session, arguments, keywords)
             return await function(*arguments, **keywords)
+
+    return call
+
+
+def _retrying(
+    function: Callable[..., Any], place: Place, opening: _Opening, policy: RetryPolicy
+) -> Callable[..., Any]:
+    attempt = _calling(function, place, opening)
+
+    async def call(*arguments: Any, **keywords: Any) -> Any:
+        if place.is_filled(arguments, keywords):
+            return await attempt(*arguments, **keywords)
+        return await async_attempts(function, attempt, arguments, keywords, policy)
 
     return call

@@ -10,7 +10,7 @@ from .._ambient import async_ambient
 from .._callsite import caller_origin, describe
 from .._concurrency import AbandonedError, async_run_together
 from .._holders import gathering
-from .._protocols import AsyncWork, T
+from .._protocols import AsyncSessionWork, T
 from .._request import Request, scope_request
 from ..config import ScopeSettings
 from ..databases import async_database_named
@@ -20,7 +20,7 @@ from .scope import AsyncSessionScope
 
 
 async def async_gather_scopes(
-    *fns: AsyncWork[T],
+    *fns: AsyncSessionWork[T],
     limit: int | None = None,
     database: str | AsyncDatabase | None = None,
     **settings: Unpack[ScopeSettings],
@@ -56,7 +56,7 @@ async def async_gather_scopes(
 
 
 async def _run(
-    base: AsyncDatabase, request: Request, fn: AsyncWork[T], failed: Callable[[], bool]
+    base: AsyncDatabase, request: Request, fn: AsyncSessionWork[T], failed: Callable[[], bool]
 ) -> T:
     async with AsyncSessionScope(base, request) as session:
         result = await fn(session)

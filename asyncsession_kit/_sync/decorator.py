@@ -17,13 +17,16 @@ from .._injection import (
     name_of,
     origin_of,
     publish,
+    refuse_retry,
     refuse_savepoint,
 )
+from .._policy import RetryOption, RetryPolicy, policy_of_option
 from .._protocols import Injected, InjectedMethod, Injector, P, R, SessionT, T
 from .._request import Request, scope_request
 from .._types import Session
 from ..config import ScopeSettings
 from ..databases import database_named
+from .retry import attempts
 from .scope import SessionScope
 
 
@@ -59,6 +62,7 @@ def with_session(function: Callable[P, R], /) -> Callable[P, R]: ...
 def with_session(
     *,
     database: str | None = None,
+    retry: RetryOption = None,
     **settings: Unpack[ScopeSettings],
 ) -> Injector: ...
 def with_session(
@@ -66,6 +70,7 @@ def with_session(
     /,
     *,
     database: str | None = None,
+    retry: RetryOption = None,
     **settings: Unpack[ScopeSettings],
 ) -> Any:
     """Run each call of the function in a scope, and give it the session.
@@ -76,11 +81,16 @@ def with_session(
     or closed, and is the open one only while its body runs; closed early, it rolls back what was
     written.  The options are those of a scope; ``name`` is the function's own by default.
 
+    ``retry`` is how often a call that fails with what may pass is tried again, each time in a fresh
+    session; True: as often as ``configure_session`` says; or a ``RetryPolicy``.  Inside an open
+    scope, and with a session that was passed, a call runs once.
+
     :raises ConfigurationError: when decorating: the function has no place for a session, or two,
-        or is of the other world; a generator is to run in a savepoint; or an option is unknown or
-        invalid.
+        or is of the other world; a generator is to run in a savepoint, or again; or an option is
+        unknown or invalid.
     """
     scope_request(settings, caller_origin(1))
+    policy = policy_of_option(retry)
 
     def decorate(target: Any) -> Any:
         if isinstance(target, staticmethod | classmethod):
@@ -90,7 +100,10 @@ def with_session(
         opening = _Opening(database, request._replace(name=request.name or name_of(target)))
         if is_generator(target, colour):
             refuse_savepoint(target, colour, request.propagation)
+            refuse_retry(target, colour, policy)
             wrapper: Any = generating(target, place, opening.scope)
+        elif policy is not None:
+            wrapper = _retrying(target, place, opening, policy)
         else:
             wrapper = _calling(target, place, opening)
         return publish(update_wrapper(wrapper, target), place)
@@ -104,5 +117,18 @@ def _calling(function: Callable[..., Any], place: Place, opening: _Opening) -> C
         with opening.scope(given) as session:
             arguments, keywords = place.put(session, arguments, keywords)
             return function(*arguments, **keywords)
+
+    return call
+
+
+def _retrying(
+    function: Callable[..., Any], place: Place, opening: _Opening, policy: RetryPolicy
+) -> Callable[..., Any]:
+    attempt = _calling(function, place, opening)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if place.is_filled(arguments, keywords):
+            return attempt(*arguments, **keywords)
+        return attempts(function, attempt, arguments, keywords, policy)
 
     return call

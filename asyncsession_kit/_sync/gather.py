@@ -11,7 +11,7 @@ from .._ambient import ambient
 from .._callsite import caller_origin, describe
 from .._concurrency import AbandonedError, run_together
 from .._holders import gathering
-from .._protocols import T, Work
+from .._protocols import SessionWork, T
 from .._request import Request, scope_request
 from ..config import ScopeSettings
 from ..databases import database_named
@@ -21,7 +21,7 @@ from .scope import SessionScope
 
 
 def gather_scopes(
-    *fns: Work[T],
+    *fns: SessionWork[T],
     limit: int | None = None,
     database: str | Database | None = None,
     **settings: Unpack[ScopeSettings],
@@ -56,7 +56,7 @@ def gather_scopes(
         return run_together([partial(_run, base, request, fn) for fn in fns], most)
 
 
-def _run(base: Database, request: Request, fn: Work[T], failed: Callable[[], bool]) -> T:
+def _run(base: Database, request: Request, fn: SessionWork[T], failed: Callable[[], bool]) -> T:
     with SessionScope(base, request) as session:
         result = fn(session)
         if failed():

@@ -243,8 +243,6 @@ def test_a_joined_scope_that_asks_for_something_else_is_refused(db: Database) ->
 
 # Each is promised for a later version, or is a keyword of something else.
 NOT_AVAILABLE = {
-    "retry_attempts": 3,
-    "retry_delay": 1.0,
     "enable_monitoring": True,
     "log_level": "INFO",
     "leak_threshold": 60,

@@ -85,7 +85,7 @@ def test_the_next_statement_sees_what_others_committed(narrow: Database) -> None
 def test_writes_are_refused_by_the_server(db: Database) -> None:
     """Raw SQL and Core statements are refused by the database, objects before they are sent."""
     for statement in (text("DELETE FROM accounts"), insert(Account).values(name="b")):
-        with pytest.raises(DBAPIError, match=r"read-only|readonly"):
+        with pytest.raises(DBAPIError, match=r"(?i)read.?only"):
             with db.session_scope(**ALONE) as session:
                 session.execute(statement)
     with pytest.raises(ReadOnlyTransactionError, match="1 object"):

@@ -293,11 +293,12 @@ def configure() -> None:
     assert_type(get_session_config().auto_commit, bool)
     assert_type(get_session_config().statement_timeout, float | None)
     assert_type(get_session_config().commit_grace, float)
+    assert_type(configure_session(retry_attempts=3, retry_delay=1), SessionConfig)
     listeners: Mapping[str, object] = get_session_config().event_listeners
     assert listeners is not None
 
     configure_session(5)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
-    configure_session(retry_attempts=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    configure_session(retry_attempt=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     configure_session(commit_grace=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     configure_session(event_listeners={"after_commit": 5})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     get_session_config().auto_commit = False  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
