@@ -33,6 +33,8 @@ from tests.support.trees import (
     trees,
 )
 
+pytestmark = pytest.mark.slow
+
 FULL = os.environ.get("ASYNCSESSION_KIT_TREES") == "full"
 Run = Callable[[Scope], tuple[bool, list[str]]]
 
