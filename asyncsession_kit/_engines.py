@@ -451,16 +451,11 @@ def _drop_if_switched(dbapi_connection: Any, record: ConnectionPoolEntry) -> Non
         record.invalidate()
 
 
-def refuse_reader(dialect: str, source: EngineSource) -> None:
-    """Refuse to read outside of a transaction where the server cannot be made to refuse writes.
+def refuse_reader(source: EngineSource) -> None:
+    """Refuse to read outside of a transaction where the connections cannot be made for it.
 
-    :raises ConfigurationError: it is another system, or an engine of the application.
+    :raises ConfigurationError: the engine is one of the application.
     """
-    if dialect not in READER_OPTIONS:
-        raise ConfigurationError(
-            f"read_only=True without a transaction is not available on"
-            f" {dialect or 'this database'}; leave snapshot=False out"
-        )
     if source.engine is not None:
         raise ConfigurationError(
             "read_only=True without a transaction needs connections of its own, and this engine was"

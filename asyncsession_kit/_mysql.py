@@ -131,9 +131,8 @@ def _refuse_writes(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
 def _refuse_writes_again(
     dbapi_connection: Any, record: ConnectionPoolEntry | None, state: PoolResetState
 ) -> None:
-    if record is None or state.terminate_only or not state.asyncio_safe:
-        return
-    reader = record.info.pop(_READER, None)
+    reader = None if record is None else record.info.pop(_READER, None)
     # A plain SELECT changes no variable; only what is text, or calls a function, can.
-    if reader is None or reader.level > READ:
+    changed = reader is None or reader.level > READ
+    if record is not None and changed and state.asyncio_safe and not state.terminate_only:
         _refuse_writes(dbapi_connection, record)

@@ -135,7 +135,7 @@ class Database:
             return engine.execution_options(**options), self._variants[DEFAULT][1]
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
-            refuse_reader(dialect, self._source)
+            refuse_reader(self._source)
             reader = self._create(READER_OPTIONS[dialect])
             core = unwrap_engine(reader)
             prepare(core, self._source, begin)

@@ -307,3 +307,27 @@ async def test_the_pool_tells_who_holds_its_connections(pg_database: PgDatabase)
             await async_elsewhere(wait)
         assert __file__.rpartition("/")[2] in str(e.value)
     await db.dispose()
+
+
+@pytest.mark.slow
+async def test_mariadb_ends_the_statement_itself(maria_db: AsyncDatabase) -> None:
+    """The limit is a variable of the server's session, which is put back with the connection."""
+    scope = maria_db.session_scope(timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(TransactionTimeoutError) as caught:
+        async with scope as session:
+            session.add(Account(name="a"))
+            await session.execute(text("SELECT SLEEP(20)"))
+    assert time.monotonic() - began < 10
+    assert (caught.value.step, caught.value.errno) == ("statement", 1969)
+    assert scope.outcome == "rolled_back"
+    async with maria_db.session_scope(timeout=30, read_only=True) as session:
+        assert 29 < float(await session.scalar(text("SELECT @@max_statement_time")) or 0) <= 30
+        async with maria_db.session_scope(timeout=5):
+            assert float(await session.scalar(text("SELECT @@max_statement_time")) or 0) <= 5
+        assert float(await session.scalar(text("SELECT @@max_statement_time")) or 0) > 5
+    async with maria_db.session_scope() as session:
+        async with maria_db.session_scope(timeout=5):
+            assert float(await session.scalar(text("SELECT @@max_statement_time")) or 0) <= 5
+        assert float(await session.scalar(text("SELECT @@max_statement_time")) or 0) == 0
+    assert await names(maria_db) == []

@@ -598,3 +598,18 @@ async def test_a_generator_uses_a_passed_session_as_it_is(local: AsyncDatabase) 
             assert [current_async_session() is other async for _ in rows(mine, "f")] == [True]
         await mine.commit()
     assert await names(local) == ["a", "b", "c", "e", "f"]
+
+
+async def test_a_session_made_elsewhere_is_used_as_it_is(local: AsyncDatabase) -> None:
+    """Such a session belongs to nobody, and is no open scope."""
+
+    @async_with_session
+    async def rows(session: AsyncSession) -> AsyncIterator[int]:
+        assert current_async_session() is None
+        for number in await session.scalars(select(Account.id)):
+            yield number
+        yield 0
+
+    foreign = AsyncSession(local.engine)
+    assert [number async for number in rows(foreign)] == [0]
+    await foreign.close()

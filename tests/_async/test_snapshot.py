@@ -19,7 +19,7 @@ from asyncsession_kit import (
 )
 from asyncsession_kit._types import create_async_engine
 from asyncsession_kit.config import reset_session_config
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 from tests.support.proxy import ThreadedWireProxy
 
@@ -273,3 +273,26 @@ async def test_commit_has_nothing_to_do_without_a_transaction(db: AsyncDatabase)
             await session.commit()
             await session.scalars(select(Account))
         assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+# --- MariaDB --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_mariadb_sends_nothing_but_the_statements(
+    maria_db: AsyncDatabase, maria_database: MariaDatabase
+) -> None:
+    """A reader's connection is told once; only what may have changed that costs another word."""
+    for _ in range(2):
+        async with maria_db.session_scope(**ALONE) as session:
+            await session.scalars(select(Account.name))
+    with maria_database.view.recorded() as log:
+        async with maria_db.session_scope(**ALONE) as session:
+            await session.scalars(select(Account.name))
+            await session.scalars(select(Account.name))
+    assert [line.split()[0] for line in log] == ["SELECT", "SELECT"]
+    async with maria_db.session_scope(**ALONE) as session:
+        await session.execute(text("SET SESSION TRANSACTION READ WRITE"))
+    with pytest.raises(DBAPIError, match="READ ONLY"):
+        async with maria_db.session_scope(**ALONE) as session:
+            await session.execute(text("DELETE FROM accounts"))

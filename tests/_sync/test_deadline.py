@@ -308,3 +308,27 @@ def test_the_pool_tells_who_holds_its_connections(pg_database: PgDatabase) -> No
             elsewhere(wait)
         assert __file__.rpartition("/")[2] in str(e.value)
     db.dispose()
+
+
+@pytest.mark.slow
+def test_mariadb_ends_the_statement_itself(maria_db: Database) -> None:
+    """The limit is a variable of the server's session, which is put back with the connection."""
+    scope = maria_db.session_scope(timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(TransactionTimeoutError) as caught:
+        with scope as session:
+            session.add(Account(name="a"))
+            session.execute(text("SELECT SLEEP(20)"))
+    assert time.monotonic() - began < 10
+    assert (caught.value.step, caught.value.errno) == ("statement", 1969)
+    assert scope.outcome == "rolled_back"
+    with maria_db.session_scope(timeout=30, read_only=True) as session:
+        assert 29 < float(session.scalar(text("SELECT @@max_statement_time")) or 0) <= 30
+        with maria_db.session_scope(timeout=5):
+            assert float(session.scalar(text("SELECT @@max_statement_time")) or 0) <= 5
+        assert float(session.scalar(text("SELECT @@max_statement_time")) or 0) > 5
+    with maria_db.session_scope() as session:
+        with maria_db.session_scope(timeout=5):
+            assert float(session.scalar(text("SELECT @@max_statement_time")) or 0) <= 5
+        assert float(session.scalar(text("SELECT @@max_statement_time")) or 0) == 0
+    assert names(maria_db) == []

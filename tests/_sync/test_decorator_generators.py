@@ -597,3 +597,18 @@ def test_a_generator_uses_a_passed_session_as_it_is(local: Database) -> None:
             assert [current_session() is other for _ in rows(mine, "f")] == [True]
         mine.commit()
     assert names(local) == ["a", "b", "c", "e", "f"]
+
+
+def test_a_session_made_elsewhere_is_used_as_it_is(local: Database) -> None:
+    """Such a session belongs to nobody, and is no open scope."""
+
+    @with_session
+    def rows(session: Session) -> Iterator[int]:
+        assert current_session() is None
+        for number in session.scalars(select(Account.id)):
+            yield number
+        yield 0
+
+    foreign = Session(local.engine)
+    assert [number for number in rows(foreign)] == [0]
+    foreign.close()

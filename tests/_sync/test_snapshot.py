@@ -20,7 +20,7 @@ from asyncsession_kit import (
 )
 from asyncsession_kit._types import create_engine
 from asyncsession_kit.config import reset_session_config
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 from tests.support.proxy import ThreadedWireProxy
 
@@ -272,3 +272,26 @@ def test_commit_has_nothing_to_do_without_a_transaction(db: Database) -> None:
             session.commit()
             session.scalars(select(Account))
         assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+# --- MariaDB --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mariadb_sends_nothing_but_the_statements(
+    maria_db: Database, maria_database: MariaDatabase
+) -> None:
+    """A reader's connection is told once; only what may have changed that costs another word."""
+    for _ in range(2):
+        with maria_db.session_scope(**ALONE) as session:
+            session.scalars(select(Account.name))
+    with maria_database.view.recorded() as log:
+        with maria_db.session_scope(**ALONE) as session:
+            session.scalars(select(Account.name))
+            session.scalars(select(Account.name))
+    assert [line.split()[0] for line in log] == ["SELECT", "SELECT"]
+    with maria_db.session_scope(**ALONE) as session:
+        session.execute(text("SET SESSION TRANSACTION READ WRITE"))
+    with pytest.raises(DBAPIError, match="READ ONLY"):
+        with maria_db.session_scope(**ALONE) as session:
+            session.execute(text("DELETE FROM accounts"))

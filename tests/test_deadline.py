@@ -1,0 +1,99 @@
+"""Deadlines where the server cannot help: a task gives up by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+
+from asyncsession_kit import AsyncDatabase, TransactionTimeoutError
+from tests.support.databases import open_database, stored_names
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account
+from tests.support.proxy import WireProxy
+
+ONE = text("SELECT 1")
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each driver of PostgreSQL for tasks."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[WireProxy]:
+    """A proxy before the server."""
+    async with WireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def db(
+    driver: str, proxy: WireProxy, pg_database: PgDatabase
+) -> AsyncIterator[AsyncDatabase]:
+    """A database behind the proxy, with one connection that is open already."""
+    url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
+    async with open_database(url, pool_size=1, max_overflow=0) as db:
+        async with db.session_scope() as session:
+            await session.execute(ONE)
+        yield db
+
+
+@pytest.mark.slow
+async def test_a_dead_link_ends_with_the_deadline(db: AsyncDatabase, proxy: WireProxy) -> None:
+    """No answer comes, neither from the server nor from its limit: the caller gives up."""
+    scope = db.session_scope(timeout=0.3, cleanup_timeout=0.3)
+    began = time.monotonic()
+    with pytest.raises(TransactionTimeoutError) as caught:
+        async with scope as session:
+            await session.execute(ONE)
+            proxy.black_hole()
+            await session.execute(ONE)
+    assert caught.value.step == "statement"
+    # psycopg takes its time to give up a cancelled statement.
+    assert time.monotonic() - began < 20
+    assert scope.outcome == "rolled_back"
+    proxy.heal()
+    async with db.session_scope() as session:
+        assert await session.scalar(ONE) == 1
+
+
+async def test_a_commit_that_answers_late_is_still_one(
+    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+) -> None:
+    """Once COMMIT was sent its answer counts, up to commit_grace after the deadline."""
+    proxy.inject("delay", on="COMMIT", seconds=0.6)
+    scope = db.session_scope(timeout=0.3)
+    async with scope as session:
+        session.add(Account(name="a"))
+    assert scope.outcome == "committed"
+    assert stored_names(pg_database.url_for("postgresql+psycopg")) == ["a"]
+
+
+async def test_a_commit_that_never_answers_is_unknown(db: AsyncDatabase, proxy: WireProxy) -> None:
+    """After the grace the scope says what it knows: nothing."""
+    proxy.inject("swallow", on="COMMIT")
+    scope = db.session_scope(timeout=0.3, commit_grace=0.2)
+    with pytest.raises(TransactionTimeoutError) as caught:
+        async with scope as session:
+            session.add(Account(name="a"))
+    assert caught.value.step == "commit"
+    assert scope.outcome == "unknown"
+
+
+async def test_an_error_that_has_nothing_to_do_with_it_stays(db: AsyncDatabase) -> None:
+    """A statement that is wrong is wrong, also when the time is over."""
+    with pytest.raises(ProgrammingError):
+        async with db.session_scope(timeout=0.2) as session:
+            connection = await session.connection()
+            await connection.execute(ONE)
+            await asyncio.sleep(0.25)
+            await connection.execute(text("SELECT nonsense"))
+    with pytest.raises(ProgrammingError):
+        async with db.session_scope(timeout=20) as session:
+            await session.execute(text("SELECT nonsense"))
