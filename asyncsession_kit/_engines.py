@@ -13,7 +13,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from . import _sqlite
 from ._aiosqlite import CONNECT_ARGUMENTS
@@ -21,8 +21,9 @@ from ._concurrency import Lock
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin
-from ._holders import Holders
+from ._holders import Holders, capacity_of, watch_pool
 from ._session import KitSession, OnBegin
+from ._translate import translate_errors
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
 from .config import SessionConfig, did_you_mean, is_duration
 from .errors import ConfigurationError
@@ -211,11 +212,12 @@ class EngineSource:
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine) -> Holders | None:
-        """Return the register of who holds connections; None where their number is not known."""
+        """Return the register of who holds connections; None where there are enough for all."""
         if self.engine is not None:
-            return None
-        holders = Holders(engine, self.options.get("pool_size"), self.options.get("max_overflow"))
-        return None if holders.capacity is None else holders
+            return Holders(engine, None) if isinstance(engine.pool, QueuePool) else None
+        size, overflow = self.options.get("pool_size"), self.options.get("max_overflow")
+        capacity = capacity_of(engine.pool, size, overflow)
+        return None if capacity is None else Holders(engine, capacity)
 
     def remove_private_file(self) -> None:
         """Remove the file behind a database in memory, if there is one."""
@@ -331,7 +333,10 @@ def _root(engine: Engine) -> Engine:
 
 def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
     install_connect_errors(engine, source.text)
+    # In this order: what dooms a transaction is the error that its body sees.
+    translate_errors(engine)
     watch_errors(engine)
+    watch_pool(engine)
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)

@@ -14,7 +14,7 @@ from ._concurrency import Task, awaits, carried_for, describe_task, running_task
 from ._outcome import Outcome
 from ._reads import NOTHING
 from .config import SessionConfig
-from .errors import ConcurrentSessionUseError, SessionClosedError
+from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 
 if TYPE_CHECKING:
     from ._holders import Holders
@@ -168,10 +168,18 @@ def _is_ambiguous(error: BaseException | None) -> bool:
     A server that answers with an error has rolled back.  A link lost, a time-out of the driver or a
     cancellation between COMMIT and its answer says nothing.
     """
+    if isinstance(error, SessionError) and error.outcome is not None:
+        return error.outcome is Outcome.UNKNOWN
     if isinstance(error, sa_exc.DBAPIError):
         return error.connection_invalidated and error.statement is None
     lost = isinstance(error, OSError | TimeoutError)
     return lost or (error is not None and not isinstance(error, Exception))
+
+
+def settle(error: BaseException | None, outcome: Outcome | None) -> None:
+    """Tell an error of ours how the transaction that it left ended, unless it knows."""
+    if isinstance(error, SessionError) and error.outcome is None:
+        error.outcome = outcome
 
 
 def carried_state() -> SessionState | None:

@@ -33,7 +33,7 @@ from .._session import (
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import SessionState
+from .._state import SessionState, settle
 from .._types import AsyncSession
 from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
@@ -224,6 +224,7 @@ class AsyncSessionScope:
             normally = exc is None
         finally:
             self._leave(state, normally)
+            settle(exc, self._ending)
             if state.hooks is not None and self._ending is not None:
                 await async_run_at_end(state.hooks, self._ending)
 

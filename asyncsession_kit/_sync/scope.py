@@ -34,7 +34,7 @@ from .._session import (
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import SessionState
+from .._state import SessionState, settle
 from .._types import Session
 from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning
@@ -225,6 +225,7 @@ class SessionScope:
             normally = exc is None
         finally:
             self._leave(state, normally)
+            settle(exc, self._ending)
             if state.hooks is not None and self._ending is not None:
                 run_at_end(state.hooks, self._ending)
 
