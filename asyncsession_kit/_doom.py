@@ -45,7 +45,8 @@ def _remember(context: ExceptionContext) -> None:
     if connection is None or doom_of(connection) is not None or not _leaves_damage(context):
         return
     # What the body sees: another listener may have replaced it.
-    error = context.chained_exception or context.sqlalchemy_exception or context.original_exception
+    replaced = getattr(context, "chained_exception", None)
+    error = replaced or context.sqlalchemy_exception or context.original_exception
     setattr(connection, _DOOM, Doom(error, connection.get_nested_transaction()))
     # Listening on this one connection, and only now, keeps all others free of engine events.
     event.listen(connection, "rollback_savepoint", _on_rollback_savepoint)

@@ -39,7 +39,8 @@ _UNKNOWN = (
     "the connection was lost between COMMIT and its answer: nobody can tell from here whether the"
     " transaction was committed; look before doing its work again"
 )
-# These only ever happen while connecting; as the answer to a statement the code means another thing.
+_LOST = "the connection was lost; nothing of its transaction is stored"
+# Known while connecting only; as the answer to a statement the code means something else.
 _OF_CONNECTING = frozenset({ErrorKind.AUTHENTICATION})
 
 
@@ -53,7 +54,9 @@ def translate_errors(engine: Engine) -> None:
 
 def _on_error(context: ExceptionContext) -> BaseException | None:
     original = context.original_exception
-    if context.chained_exception is not None or isinstance(original, SessionError):
+    # SQLAlchemy documents the attribute as None, and does not set it before there is one.
+    replaced = getattr(context, "chained_exception", None)
+    if replaced is not None or isinstance(original, SessionError):
         return None
     # Without a connection it is about connecting, or a ping, whose failure the pool mends itself.
     if context.connection is None or not isinstance(original, Exception):
@@ -105,7 +108,7 @@ def translated_error(
     if cls is None:
         return None
     facts = _facts_of(finding, source, driver)
-    translated = replacing(cls, source, phase=phase, **facts)
+    translated: SessionError = replacing(cls, source, phase=phase, **facts)
     if phase != STATEMENT and cls is not errors.CommitOutcomeUnknownError:
         translated.outcome = Outcome.ROLLED_BACK
     if cls is errors.CommitOutcomeUnknownError:
@@ -175,9 +178,7 @@ def _translate_system_error(context: ExceptionContext, original: OSError) -> Ses
         return error
     context.is_disconnect = True
     cls = paired(errors.ConnectionLostError, type(original))
-    return _worded(
-        cls, "the connection was lost; nothing of its transaction is stored", original, phase
-    )
+    return _worded(cls, _LOST, original, phase)
 
 
 def _worded(cls: type[Any], what: str, original: OSError, phase: str) -> SessionError:

@@ -459,8 +459,8 @@ class RetryExhaustedError(SessionError):
         self.errors = tuple(errors)
 
 
-# What SQLAlchemy raises in each place with the drivers that are known; any other pair, for a dialect
-# of the application, is made when it is needed.
+# What SQLAlchemy raises in each place with the drivers that are known; any other pair, for a
+# dialect of the application, is made when it is needed.
 _EVERY = (
     sa_exc.InterfaceError,
     sa_exc.DatabaseError,
