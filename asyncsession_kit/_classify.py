@@ -150,7 +150,7 @@ def classify(
     ``disconnected`` is SQLAlchemy's verdict that the connection is gone: the one sign of it that
     every driver of PostgreSQL gives.
     """
-    own = error if error.__cause__ is None else error.__cause__
+    own = _own(error)
     reader = _READERS.get(driver, _no_finding)
     finding = _by_application(own, dialect) or reader(own)
     if disconnected:
@@ -161,7 +161,7 @@ def classify(
 
 def codes_of(error: Exception, driver: str) -> tuple[str | None, int | None]:
     """Return the SQLSTATE and the number of a driver's error, each None where there is none."""
-    own = error if error.__cause__ is None else error.__cause__
+    own = _own(error)
     codes = _codes_of(own, driver)
     return codes.sqlstate, codes.errno
 
@@ -172,7 +172,7 @@ def was_never_sent(error: Exception, driver: str) -> bool:
     asyncpg's ``InterfaceError`` is its own refusal to use a connection it knows to be closed; one
     that is lost later has another class.
     """
-    own = error if error.__cause__ is None else error.__cause__
+    own = _own(error)
     return driver == "asyncpg" and any(
         cls.__name__ == "InterfaceError" and cls.__module__.startswith("asyncpg.")
         for cls in type(own).__mro__
@@ -216,6 +216,12 @@ def _by_application(error: Any, dialect: str) -> Finding | None:
 
 
 # --- reading a driver's error ---------------------------------------------------------------------
+
+
+def _own(error: Exception) -> Any:
+    """Return the driver's error, where SQLAlchemy's adapter put one of its own in front."""
+    adapted = type(error).__module__.startswith("sqlalchemy.")
+    return error.__cause__ if adapted and error.__cause__ is not None else error
 
 
 def _no_finding(error: Any) -> Finding | None:

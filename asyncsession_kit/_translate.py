@@ -6,6 +6,7 @@ and raises what the listener returns in place of its own, with the driver's erro
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -44,6 +45,10 @@ _LOST = "the connection was lost; nothing of its transaction is stored"
 _OF_CONNECTING = frozenset({ErrorKind.AUTHENTICATION})
 
 
+# TimeoutError without a number is asyncpg's command_timeout.
+_OF_THE_LINK = (ConnectionError, TimeoutError, ssl.SSLError)
+
+
 def translate_errors(engine: Engine) -> None:
     """Raise the package's errors on every connection of this engine, from now on.
 
@@ -64,7 +69,7 @@ def _on_error(context: ExceptionContext) -> BaseException | None:
     source = context.sqlalchemy_exception
     if isinstance(source, sa_exc.DBAPIError):
         return _translate_dbapi_error(context, source, original)
-    if isinstance(original, OSError) and source is None:
+    if isinstance(original, OSError) and source is None and _is_of_the_link(original):
         return _translate_system_error(context, original)
     return None
 
@@ -159,26 +164,27 @@ def _leave_standby(
 # --- errors of the system, which asyncpg lets through ---------------------------------------------
 
 
-def _translate_system_error(context: ExceptionContext, original: OSError) -> SessionError | None:
+def _is_of_the_link(error: Exception) -> bool:
+    """Tell an error of the network from one of a file, which is the application's own."""
+    return isinstance(error, _OF_THE_LINK) or type(error) is OSError
+
+
+def _translate_system_error(context: ExceptionContext, original: OSError) -> SessionError:
     phase = _phase_of(context, original)
-    if phase == STATEMENT and context.execution_context is None:
-        # Raised by the application's own code while the parameters were prepared.
-        return None
-    ran_out = isinstance(original, TimeoutError) and original.errno is None
     if phase == COMMIT:
-        cls: type[Any] = paired(errors.CommitOutcomeUnknownError, type(original))
-        return _worded(cls, _UNKNOWN, original, phase)
-    if ran_out:
-        error = errors.TransactionTimeoutError(
+        unknown = paired(errors.CommitOutcomeUnknownError, type(original))
+        return _worded(unknown, _UNKNOWN, original, phase)
+    if isinstance(original, TimeoutError) and original.errno is None:
+        ran_out = errors.TransactionTimeoutError(
             "a statement took longer than the driver's own limit (command_timeout); raise that, or"
             " make the statement faster",
             step=phase,
         )
-        error.phase = phase
-        return error
+        ran_out.phase = phase
+        return ran_out
     context.is_disconnect = True
-    cls = paired(errors.ConnectionLostError, type(original))
-    return _worded(cls, _LOST, original, phase)
+    lost = paired(errors.ConnectionLostError, type(original))
+    return _worded(lost, _LOST, original, phase)
 
 
 def _worded(cls: type[Any], what: str, original: OSError, phase: str) -> SessionError:

@@ -477,7 +477,7 @@ _KNOWN_PAIRS: tuple[tuple[type[Any], tuple[type[Exception], ...]], ...] = (
     (RollbackError, _EVERY),
     (CommitOutcomeUnknownError, (*_LOST, sa_exc.OperationalError, builtins.TimeoutError)),
     (ConnectionLostError, (*_LOST, builtins.ConnectionResetError, builtins.BrokenPipeError)),
-    (SerializationError, (sa_exc.OperationalError,)),
+    (SerializationError, (sa_exc.OperationalError, sa_exc.DatabaseError)),
     (DeadlockError, (sa_exc.OperationalError,)),
     (QueryCancelledError, (sa_exc.OperationalError,)),
     (DiskFullError, (sa_exc.OperationalError,)),

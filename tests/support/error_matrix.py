@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,7 @@ class Place:
 
     url: URL
     other: Engine
+    held: list[Connection] = field(default_factory=list)
 
     @property
     def system(self) -> str:
@@ -91,7 +91,7 @@ TABLES = (
     " CONSTRAINT uq_owners_name UNIQUE (name), CONSTRAINT ck_owners_id CHECK (id < 1000))",
     "CREATE TABLE items (id INTEGER PRIMARY KEY, owner_id INTEGER, CONSTRAINT fk_items_owner"
     " FOREIGN KEY (owner_id) REFERENCES owners (id){deferrable})",
-    "INSERT INTO owners (id, name) VALUES (1, 'one'), (2, 'two')",
+    "INSERT INTO owners (id, name) VALUES (1, 'one'), (2, 'two'), (7, 'seven')",
     "INSERT INTO items (id, owner_id) VALUES (1, 1)",
 )
 PG_TABLES = (
@@ -144,6 +144,8 @@ def _prepared(url: URL) -> Iterator[Place]:
     try:
         yield place
     finally:
+        for connection in place.held:
+            connection.close()
         place.other.dispose()
 
 
@@ -173,6 +175,7 @@ class Case:
         default_factory=dict
     )
     options: dict[str, Any] = field(default_factory=dict)
+    url: Callable[[Place], URL] = lambda place: place.url
 
     def __str__(self) -> str:
         return self.title.replace(" ", "-")
@@ -221,7 +224,7 @@ case(
         SQLITE: (None, "owners", ("name",)),
         MYSQL: ("uq_owners_name", None, None),
     },
-)(failing("INSERT INTO owners (id, name) VALUES (3, 'one')"))
+)(failing("INSERT INTO owners (id, name) VALUES (3, 'seven')"))
 case(
     "primary key",
     "UniqueError",
@@ -292,6 +295,7 @@ case(
     names={PG: FOREIGN, SQLITE: (None, None, None)},
 )
 def deferred(engine: Engine, place: Place) -> None:
+    """Break a foreign key that is checked at COMMIT."""
     with engine.connect() as connection:
         enforce_foreign_keys(connection)
         if place.system == PG:
@@ -308,10 +312,11 @@ def deferred(engine: Engine, place: Place) -> None:
 
 @case("serialization", "SerializationError", retryable=True)
 def conflict(engine: Engine, place: Place) -> None:
+    """Change what somebody else has changed since this transaction's snapshot."""
     with engine.connect() as connection:
         begin_to_read(connection)
         connection.execute(text("SELECT * FROM owners")).all()
-        place.run("UPDATE owners SET name = 'other' WHERE id = 1")
+        place.run(f"UPDATE owners SET name = '{uuid.uuid4().hex[:8]}' WHERE id = 1")
         connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
 
 
@@ -339,14 +344,15 @@ def begin_to_read(connection: Connection) -> None:
     outcome="rolled_back",
 )
 def write_skew(engine: Engine, place: Place) -> None:
+    """Let another serializable transaction, which this one crosses, commit first."""
     with engine.connect() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
         connection.execute(text("SELECT * FROM owners")).all()
-        connection.execute(text("INSERT INTO owners (id, name) VALUES (11, 'mine')"))
+        connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
         place.run(
             "BEGIN ISOLATION LEVEL SERIALIZABLE",
             "SELECT * FROM owners",
-            "INSERT INTO owners (id, name) VALUES (12, 'other')",
+            "UPDATE owners SET name = name || '.' WHERE id = 2",
             "COMMIT",
         )
         connection.commit()
@@ -354,12 +360,14 @@ def write_skew(engine: Engine, place: Place) -> None:
 
 BLOCKED = {
     PG: "SELECT count(*) FROM pg_locks WHERE NOT granted",
-    MYSQL: "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    MYSQL: "SELECT variable_value > 0 FROM information_schema.global_status"
+    " WHERE variable_name = 'INNODB_ROW_LOCK_CURRENT_WAITS'",
 }
 
 
 @case("deadlock", "DeadlockError", systems=(PG, MYSQL), retryable=True)
 def deadlock(engine: Engine, place: Place) -> None:
+    """Lock two rows in the opposite order of somebody else."""
     with engine.connect() as connection:
         if place.system == PG:
             # Whoever looks first is the victim; the other one would look after a second.
@@ -401,6 +409,7 @@ def locked(place: Place) -> Iterator[None]:
 
 @case("lock timeout", "LockTimeoutError", systems=(PG, MYSQL), retryable=True)
 def lock_timeout(engine: Engine, place: Place) -> None:
+    """Wait for a row for longer than the server's limit."""
     limit = {
         PG: "SET LOCAL lock_timeout = '20ms'",
         MYSQL: "SET SESSION innodb_lock_wait_timeout = 1",
@@ -412,6 +421,7 @@ def lock_timeout(engine: Engine, place: Place) -> None:
 
 @case("no wait", "LockTimeoutError", systems=(PG, MYSQL), retryable=True)
 def no_wait(engine: Engine, place: Place) -> None:
+    """Ask for a row that is locked, and not wait."""
     with locked(place), engine.connect() as connection:
         connection.execute(text("SELECT * FROM owners WHERE id = 1 FOR UPDATE NOWAIT"))
 
@@ -424,6 +434,7 @@ def no_wait(engine: Engine, place: Place) -> None:
     options={"busy_timeout": 0.1},
 )
 def busy(engine: Engine, place: Place) -> None:
+    """Begin to write while another connection writes."""
     with locked(place), engine.connect() as connection:
         connection.execute(text("PRAGMA busy_timeout = 20"))
         connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
@@ -431,6 +442,7 @@ def busy(engine: Engine, place: Place) -> None:
 
 @case("busy, as a reader", "LockTimeoutError", systems=(SQLITE,), retryable=True)
 def busy_reader(engine: Engine, place: Place) -> None:
+    """Write in a transaction that began to read, while another connection writes."""
     with locked(place), engine.connect() as connection:
         begin_to_read(connection)
         connection.execute(text("SELECT * FROM owners")).all()
@@ -443,6 +455,7 @@ def busy_reader(engine: Engine, place: Place) -> None:
 
 @case("time limit", "QueryCancelledError")
 def limited(engine: Engine, place: Place) -> None:
+    """Run a statement for longer than its limit."""
     with engine.connect() as connection:
         if place.system == PG:
             connection.execute(text("SET LOCAL statement_timeout = '20ms'"))
@@ -473,6 +486,7 @@ def stop_soon(connection: Connection) -> None:
 
 @case("cancelled by an administrator", "QueryCancelledError", systems=(PG, MYSQL))
 def cancelled(engine: Engine, place: Place) -> None:
+    """Have a statement cancelled from outside."""
     with engine.connect() as connection:
         number = backend_of(connection)
         order = {PG: f"SELECT pg_cancel_backend({number})", MYSQL: f"KILL QUERY {number}"}
@@ -493,12 +507,14 @@ def cancelled(engine: Engine, place: Place) -> None:
     options={"connect_args": {"command_timeout": 0.1}},
 )
 def command_timeout(engine: Engine, place: Place) -> None:
+    """Run a statement for longer than the driver waits."""
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_sleep(10)"))
 
 
 @case("disk full", "DiskFullError")
 def full(engine: Engine, place: Place) -> None:
+    """Store what there is no room for."""
     with engine.connect() as connection:
         if place.system == PG:
             tell(connection, "53100")
@@ -521,6 +537,7 @@ def tell(connection: Connection, sqlstate: str) -> None:
 
 @case("read-only transaction", "ReadOnlyTransactionError")
 def read_only(engine: Engine, place: Place) -> None:
+    """Write in a transaction that was opened to read."""
     with engine.connect() as connection:
         if place.system == PG:
             connection.execution_options(postgresql_readonly=True)
@@ -536,6 +553,7 @@ def read_only(engine: Engine, place: Place) -> None:
     "server that accepts no writes", "ReadOnlyTransactionError", systems=(PG, MYSQL), retryable=True
 )
 def standby(engine: Engine, place: Place) -> None:
+    """Write on a server that is read-only as a whole."""
     with engine.connect() as connection:
         if place.system == PG:
             connection.execute(text("SET default_transaction_read_only = on"))
@@ -557,7 +575,7 @@ def write_as_nobody(engine: Engine, place: Place) -> None:
     place.run(
         f"CREATE USER {user}@'%'",
         f"GRANT SELECT, UPDATE, EXECUTE ON {place.url.database}.* TO {user}@'%'",
-        f"CREATE DEFINER = {user}@'%' PROCEDURE write_it() SQL SECURITY DEFINER"
+        f"CREATE OR REPLACE DEFINER = {user}@'%' PROCEDURE write_it() SQL SECURITY DEFINER"
         " UPDATE owners SET name = 'mine' WHERE id = 1",
     )
     try:
@@ -646,6 +664,7 @@ def end(connection: Connection, place: Place, *, notice: bool = False) -> None:
 
 @case("lost, at a statement", "ConnectionLostError", retryable=True)
 def lost(engine: Engine, place: Place) -> None:
+    """Send a statement on a connection that was ended."""
     with engine.connect() as connection:
         end(connection, place)
         connection.execute(text("SELECT 1"))
@@ -653,6 +672,7 @@ def lost(engine: Engine, place: Place) -> None:
 
 @case("lost during a statement", "ConnectionLostError", systems=(PG, MYSQL), retryable=True)
 def lost_meanwhile(engine: Engine, place: Place) -> None:
+    """End the connection while a statement runs."""
     with engine.connect() as connection:
         number = backend_of(connection)
         order = {PG: f"SELECT pg_terminate_backend({number})", MYSQL: f"KILL {number}"}
@@ -667,6 +687,7 @@ def lost_meanwhile(engine: Engine, place: Place) -> None:
 
 @case("idle in a transaction for too long", "ConnectionLostError", systems=(PG,), retryable=True)
 def idle(engine: Engine, place: Place) -> None:
+    """Let the server end a connection that idles in its transaction."""
     with engine.connect() as connection:
         number = backend_of(connection)
         connection.execute(text("SET idle_in_transaction_session_timeout = 20"))
@@ -682,6 +703,7 @@ def idle(engine: Engine, place: Place) -> None:
     systems=(PG, MYSQL),
 )
 def lost_at_commit(engine: Engine, place: Place) -> None:
+    """Commit on a connection that was ended, which the driver does not know yet."""
     with engine.connect() as connection:
         connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
         end(connection, place)
@@ -698,6 +720,7 @@ def lost_at_commit(engine: Engine, place: Place) -> None:
     retryable=True,
 )
 def lost_before_commit(engine: Engine, place: Place) -> None:
+    """Commit on a connection that the driver knows to be closed."""
     with engine.connect() as connection:
         connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
         end(connection, place, notice=True)
@@ -713,6 +736,7 @@ def lost_before_commit(engine: Engine, place: Place) -> None:
     retryable=True,
 )
 def lost_at_rollback(engine: Engine, place: Place) -> None:
+    """Roll back on a connection that was ended."""
     with engine.connect() as connection:
         connection.execute(text("UPDATE owners SET name = 'mine' WHERE id = 1"))
         end(connection, place)
@@ -730,9 +754,12 @@ def at_commit(sqlstate: str) -> Provoke:
             "CREATE CONSTRAINT TRIGGER failing AFTER INSERT ON owners DEFERRABLE INITIALLY"
             f" DEFERRED FOR EACH ROW EXECUTE FUNCTION fail('{sqlstate}')"
         )
-        with engine.connect() as connection:
-            connection.execute(text("INSERT INTO owners (id, name) VALUES (3, 'x')"))
-            connection.commit()
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("INSERT INTO owners (id, name) VALUES (3, 'x')"))
+                connection.commit()
+        finally:
+            place.run("DROP TRIGGER failing ON owners")
 
     return provoke
 
@@ -762,6 +789,7 @@ case(
     outcome="rolled_back",
 )
 def rollback_refused(engine: Engine, place: Place) -> None:
+    """Roll back where psycopg forbids it."""
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
         adapter: Any = connection.connection.dbapi_connection
@@ -769,11 +797,66 @@ def rollback_refused(engine: Engine, place: Place) -> None:
             block = connection.connection.driver_connection.transaction()  # type: ignore[union-attr]
             adapter.run_async(lambda own: block.__aenter__())
         else:
-            adapter.transaction().__enter__()
+            block = adapter.transaction()
+            block.__enter__()
         try:
             connection.rollback()
         finally:
             connection.invalidate()
+
+
+# --- connecting
+
+
+def connecting(engine: Engine, place: Place) -> None:
+    """Connect, which fails."""
+    with engine.connect():
+        pass
+
+
+def nobody_there(place: Place) -> URL:
+    """Return the address of a port where nobody listens."""
+    return place.url.set(port=1)
+
+
+def wrong_password(place: Place) -> URL:
+    """Return the URL of a user with another password."""
+    return _user(place, "wrong").set(password="not-this-one")
+
+
+def no_connection_left(place: Place) -> URL:
+    """Return the URL of a user who may not have another connection."""
+    url = _user(place, "full")
+    if place.system == PG:
+        place.run(f"ALTER ROLE {url.username} CONNECTION LIMIT 0")
+        return url
+    place.run(
+        f"GRANT SELECT ON {url.database}.* TO {url.username}@'%'",
+        f"ALTER USER {url.username}@'%' WITH MAX_USER_CONNECTIONS 1",
+    )
+    held = _other_engine(url).connect()
+    held.execute(text("SELECT 1"))
+    place.held.append(held)
+    return url
+
+
+def _user(place: Place, prefix: str) -> URL:
+    name = f"{prefix}_{uuid.uuid4().hex[:10]}"
+    if place.system == PG:
+        place.run(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")
+    else:
+        place.run(f"CREATE USER {name}@'%' IDENTIFIED BY 'right'")
+    return place.url.set(username=name, password="right")
+
+
+for _title, _error, _url, _retryable in (
+    ("nobody listens", "ServerUnavailableError", nobody_there, True),
+    ("wrong password", "AuthenticationError", wrong_password, False),
+    ("no connection left for the user", "ServerUnavailableError", no_connection_left, True),
+):
+    case(_title, _error, systems=(PG, MYSQL), phase="connect", retryable=_retryable, url=_url)(
+        connecting
+    )
 
 
 # --- running them ---------------------------------------------------------------------------------
@@ -781,7 +864,7 @@ def rollback_refused(engine: Engine, place: Place) -> None:
 
 def bare_error(driver: Driver, case: Case, place: Place) -> Exception:
     """Return what SQLAlchemy alone raises."""
-    url = place.url.set(drivername=f"{place.system}+{driver.name}")
+    url = case.url(place).set(drivername=f"{place.system}+{driver.name}")
     arguments: dict[str, Any] = dict(case.options.get("connect_args", {}))
     if driver.is_async:
 
@@ -803,7 +886,7 @@ def bare_error(driver: Driver, case: Case, place: Place) -> Exception:
 
 def kit_error(driver: Driver, case: Case, place: Place) -> Exception:
     """Return what is raised on an engine of the package."""
-    url = place.url.set(drivername=f"{place.system}+{driver.name}")
+    url = case.url(place).set(drivername=f"{place.system}+{driver.name}")
     if driver.is_async:
 
         async def run() -> Exception:
@@ -853,26 +936,24 @@ def code_of(error: Any) -> object:
     return error.sqlstate or error.errno
 
 
-def cell(case: Case, names: tuple[str, ...], servers: dict[str, str]) -> str:
+def cell(case: Case, names: tuple[str, ...], places: dict[str, Place]) -> str:
     """Return what SQLAlchemy alone raises with these drivers, and the code."""
     found: dict[str, None] = {}
     for driver in DRIVERS:
-        if driver.name in names and driver.system in servers and case.applies_to(driver):
-            with place_on(servers[driver.system]) as place:
-                bare = bare_error(driver, case, place)
-            with place_on(servers[driver.system]) as place:
-                ours = kit_error(driver, case, place)
+        if driver.name in names and driver.system in places and case.applies_to(driver):
+            place = places[driver.system]
+            bare, ours = bare_error(driver, case, place), kit_error(driver, case, place)
             assert case.error in {cls.__name__ for cls in type(ours).__mro__}, (driver, ours)
             found[f"`{type(bare).__name__}` {code_of(ours) or ''}".strip()] = None
     return ", ".join(found)
 
 
-def table(servers: dict[str, str]) -> Iterator[str]:
+def table(places: dict[str, Place]) -> Iterator[str]:
     """Yield the lines of the table."""
     yield f"| what happened | error | retry | {' | '.join(name for name, _ in GROUPS)} |"
     yield "|---|---|---|" + "---|" * len(GROUPS)
     for each in CASES:
-        cells = " | ".join(cell(each, names, servers) for _, names in GROUPS)
+        cells = " | ".join(cell(each, names, places) for _, names in GROUPS)
         retry = "yes" if each.retryable else ""
         yield f"| {each.title} | `{each.error}` | {retry} | {cells} |"
 
@@ -882,29 +963,18 @@ def main() -> None:
     from .maria_trial import running_mariadb
     from .postgres import PostgresCluster
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        PostgresCluster() as cluster,
-        running_mariadb() as mysql_url,
-    ):
-        files = (f"sqlite:///{Path(folder, f'{number}.db')}" for number in range(10_000))
-        servers = _Servers({PG: cluster.url(), MYSQL: mysql_url}, files)
-        for line in table(servers):
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        cluster = stack.enter_context(PostgresCluster())
+        urls = {
+            PG: cluster.url(),
+            SQLITE: f"sqlite:///{Path(folder, 'errors.db')}",
+            MYSQL: stack.enter_context(running_mariadb()),
+        }
+        places = {system: stack.enter_context(place_on(url)) for system, url in urls.items()}
+        for line in table(places):
             print(line, flush=True)
 
 
-class _Servers(dict[str, str]):
-    """Holds the servers' URLs, and for SQLite that of another file each time."""
-
-    def __init__(self, urls: dict[str, str], files: Iterator[str]) -> None:
-        super().__init__({**urls, SQLITE: ""})
-        self._files = files
-
-    def __getitem__(self, system: str) -> str:
-        return next(self._files) if system == SQLITE else super().__getitem__(system)
-
-
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
-    sys.exit(0)
+    main()
