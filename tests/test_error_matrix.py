@@ -86,11 +86,8 @@ def mysql_place(maria_url: str) -> Iterator[Place]:
 
 
 PLACES = {PG: "pg_place", SQLITE: "sqlite_place", MYSQL: "mysql_place"}
-TABLE = {
-    line.split(" | ")[0].removeprefix("| "): line
-    for line in README.read_text(encoding="utf-8").partition(HEADER)[2].splitlines()
-    if line.startswith("| ")
-}
+ROWS = README.read_text(encoding="utf-8").partition(HEADER)[2].partition("\n\n")[0].splitlines()
+TABLE = {row.split(" | ")[0].removeprefix("| "): row for row in ROWS[2:]}
 CELLS = [
     pytest.param(driver, case, id=f"{driver}-{case}")
     for driver in DRIVERS
