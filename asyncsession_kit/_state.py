@@ -139,6 +139,7 @@ class SessionState:
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
+            settle(self.commit_error, self.outcome)
             self.commits += self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)

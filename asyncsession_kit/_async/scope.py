@@ -222,9 +222,14 @@ class AsyncSessionScope:
             else:
                 await self._discard(state, core)
             normally = exc is None
+        except BaseException as error:
+            exc = error
+            raise
         finally:
             self._leave(state, normally)
             settle(exc, self._ending)
+            # Its traceback may lead to this frame, and would keep it and the session.
+            del exc
             if state.hooks is not None and self._ending is not None:
                 await async_run_at_end(state.hooks, self._ending)
 

@@ -223,9 +223,14 @@ class SessionScope:
             else:
                 self._discard(state, core)
             normally = exc is None
+        except BaseException as error:
+            exc = error
+            raise
         finally:
             self._leave(state, normally)
             settle(exc, self._ending)
+            # Its traceback may lead to this frame, and would keep it and the session.
+            del exc
             if state.hooks is not None and self._ending is not None:
                 run_at_end(state.hooks, self._ending)
 

@@ -82,6 +82,26 @@ def test_an_error_at_the_end_of_a_scope_knows_the_outcome(db: Database) -> None:
     assert caught.value.phase == "commit"
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_error_of_the_last_flush_knows_the_outcome(plain: bool, db: Database) -> None:
+    """What commit() flushes first may fail as well, in a scope and in a plain session."""
+    with db.get_session() if plain else db.session_scope(auto_commit=False) as session:
+        add(session, "ada")
+        session.add(Account(name="ada"))
+        with pytest.raises(UniqueError) as caught:
+            session.commit()
+    assert (caught.value.phase, caught.value.outcome) == ("statement", "rolled_back")
+
+
+def test_an_error_without_a_connection_knows_the_outcome(sqlite_db: Database) -> None:
+    """What was refused before anything was sent is not stored either."""
+    scope = sqlite_db.session_scope(read_only=True)
+    with pytest.raises(ReadOnlyTransactionError) as caught:
+        with scope as session:
+            session.add(Account(name="ada"))
+    assert caught.value.outcome == scope.outcome == "rolled_back"
+
+
 def test_the_cause_of_a_doomed_transaction_is_what_the_body_saw(db: Database) -> None:
     """The refusal to commit leads to the swallowed error itself."""
     with pytest.raises(TransactionDoomedError) as caught:
