@@ -7,6 +7,7 @@ and raises what the listener returns in place of its own, with the driver's erro
 from __future__ import annotations
 
 import ssl
+from traceback import walk_tb
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -203,9 +204,5 @@ def _phase_of(context: ExceptionContext, error: BaseException) -> str:
     """Return what was being sent.  COMMIT and ROLLBACK have neither statement nor context."""
     if context.statement is not None or context.execution_context is not None:
         return STATEMENT
-    frame = error.__traceback__
-    while frame is not None:
-        if (phase := _PHASES.get(frame.tb_frame.f_code.co_name)) is not None:
-            return phase
-        frame = frame.tb_next
-    return STATEMENT
+    names = (frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__))
+    return next((_PHASES[name] for name in names if name in _PHASES), STATEMENT)
