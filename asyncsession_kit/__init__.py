@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
+from ._adopt import adopt_session
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
+from ._async.gather import async_gather_scopes
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
@@ -15,6 +17,7 @@ from ._outcome import Outcome
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
+from ._sync.gather import gather_scopes
 from ._sync.scope import SessionScope
 from .config import (
     ScopeOptions,
@@ -111,7 +114,9 @@ __all__ = [
     "UncommittedWorkWarning",
     "UnexpectedRollbackError",
     "UniqueError",
+    "adopt_session",
     "async_dispose_database",
+    "async_gather_scopes",
     "async_session_scope",
     "async_with_session",
     "before_commit",
@@ -120,6 +125,7 @@ __all__ = [
     "current_scope",
     "current_session",
     "dispose_database",
+    "gather_scopes",
     "get_async_session",
     "get_database",
     "get_session",

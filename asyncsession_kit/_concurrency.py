@@ -11,15 +11,18 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from threading import Lock as Lock
 from threading import RLock as RLock
 from types import CoroutineType, FrameType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 T = TypeVar("T")
 Task: TypeAlias = "asyncio.Task[Any]"
@@ -35,6 +38,9 @@ logger.addHandler(logging.NullHandler())
 _carried: set[Task] = set()
 # What an exit task works for, so that a session's guard knows it as its owner's.
 _carriers: dict[Task, object] = {}
+
+# Longer than anything that ends by itself: exits are bounded by settings of their own (seconds).
+LONGEST_WAIT = 3600.0
 
 # How long after each further cancellation a task that was told to stop may take (seconds); drivers
 # swallow the first one for a graceful close of their own, and give up at the second.
@@ -101,6 +107,27 @@ def awaits(owner: Task, task: Task | None) -> bool:
     return False
 
 
+def is_calling(owner: Task, session: object) -> bool:
+    """Tell whether ``owner`` is suspended in a call of that session, as far as can be seen.
+
+    A call that names no session, such as a lazy load, counts as one of this.
+    """
+    task: Task | None = owner
+    while isinstance(task, asyncio.Task):
+        for frame in _suspended_in(task, greenlet_spawn):
+            if _session_of_call(frame) in (session, None):
+                return True
+        task = next((f.f_locals.get("fut") for f in _suspended_in(task, asyncio.wait_for)), None)
+    return False
+
+
+def _session_of_call(frame: FrameType) -> object:
+    # Neither name is public; a test watches them.
+    bound = getattr(frame.f_locals.get("fn"), "__self__", None)
+    candidates = (bound, *frame.f_locals.get("args", ())[:1])
+    return next((found for found in candidates if isinstance(found, Session)), None)
+
+
 def awaits_thread(owner: Task) -> bool:
     """Tell whether ``owner`` is suspended in ``asyncio.to_thread``."""
     return any(True for _ in _suspended_in(owner, asyncio.to_thread))
@@ -116,12 +143,136 @@ def _suspended_in(owner: Task, function: Callable[..., Any]) -> Iterator[FrameTy
         awaited = awaited.cr_await
 
 
+class BoundReachedError(Exception):
+    """Says that a call was given up because its time was over."""
+
+
+async def async_bound(call: Awaitable[T], seconds: float) -> T:
+    """Wait for the call ``seconds`` at the longest, then cancel it.
+
+    :raises BoundReachedError: the time was over; the cause is what became of the call.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await call
+    except Exception as error:
+        if limit.expired():
+            raise BoundReachedError from error
+        raise
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+class AbandonedError(Exception):
+    """Says that work was undone because other work beside it had failed."""
+
+
+class _Together(Generic[T]):
+    """Is what the workers of one gathering share: what is left to do, and how it went."""
+
+    def __init__(self, calls: Sequence[Callable[[Callable[[], bool]], Any]]) -> None:
+        self.results: list[Any] = [None] * len(calls)
+        self.error: BaseException | None = None
+        self._left = list(enumerate(calls))[::-1]
+
+    def next(self) -> tuple[int, Callable[[Callable[[], bool]], Any]] | None:
+        """Return the next call, or None where there is none, or one has failed."""
+        try:
+            return None if self.failed() else self._left.pop()
+        except IndexError:
+            return None
+
+    def failed(self) -> bool:
+        """Tell whether one has failed."""
+        return self.error is not None
+
+    def fail(self, error: BaseException) -> bool:
+        """Note a failure; tell whether it was the first, which is the one that counts."""
+        first = self.error is None
+        if first:
+            self.error = error
+        return first
+
+    def outcome(self) -> list[T]:
+        """Return the results in order, or raise the first error."""
+        if self.error is not None:
+            raise self.error
+        return self.results
+
+
+async def async_run_together(
+    calls: Sequence[Callable[[Callable[[], bool]], Awaitable[T]]], most: int
+) -> list[T]:
+    """Run the calls, ``most`` at a time, and return their results in order.
+
+    Each is given a function that tells whether another has failed.  Once one has, those that run
+    are cancelled, and its error is raised when all have ended; so it is when the caller is
+    cancelled.
+    """
+    together: _Together[T] = _Together(calls)
+
+    async def work() -> None:
+        while (item := together.next()) is not None:
+            index, call = item
+            try:
+                together.results[index] = await call(together.failed)
+            except (Exception, asyncio.CancelledError) as error:
+                if together.fail(error):
+                    _cancel_all(task for task in tasks if task is not asyncio.current_task())
+                return
+
+    tasks: list[Task] = []
+    for _ in range(most):
+        # One by one: an eager task runs before the list would be complete.
+        tasks.append(asyncio.create_task(work()))
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError as error:
+        together.fail(error)
+        _cancel_all(tasks)
+        for task in tasks:
+            await _wait_unmoved(task, LONGEST_WAIT)
+        raise
+    return together.outcome()
+
+
+def _cancel_all(tasks: Iterable[Task]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def run_together(calls: Sequence[Callable[[Callable[[], bool]], T]], most: int) -> list[T]:
+    """Run the calls in threads, ``most`` at a time, and return their results in order.
+
+    A thread cannot be stopped: once one has failed, each call that runs comes to its end, and is
+    told then.
+    """
+    together: _Together[T] = _Together(calls)
+
+    def work() -> None:
+        while (item := together.next()) is not None:
+            index, call = item
+            try:
+                together.results[index] = call(together.failed)
+            except Exception as error:
+                together.fail(error)
+                return
+
+    with ThreadPoolExecutor(most) as executor:
+        for _ in range(most):
+            executor.submit(copy_context().run, work)
+    return together.outcome()
+
+
 # --- calls into the session's core ----------------------------------------------------------------
 
 
 async def async_run_core(session: AsyncSession, step: Callable[[Any], T]) -> T:
     """Run ``step`` on the session underneath, in one greenlet switch."""
-    return await session.run_sync(step)
+    # Not the session's own method, which a deadline bounds: these steps end a transaction.
+    return await AsyncSession.run_sync(session, step)
 
 
 def run_core(session: Session, step: Callable[[Any], T]) -> T:
@@ -135,12 +286,13 @@ async def async_carry(
     *,
     patience: float | None,
     grace: float,
+    overtime: float = 0.0,
 ) -> bool:
     """Run ``step`` in a task of its own that a cancellation of the caller does not reach.
 
-    The caller waits up to ``patience`` seconds (None: as long as it takes), and once cancelled up
-    to ``grace`` seconds more.  When that time is over the task is cancelled, so that the driver
-    drops the connection.  Returns whether the step came to its end by itself.
+    The caller waits up to ``patience`` seconds (None: as long as it takes) and ``overtime`` more;
+    once cancelled up to ``grace`` seconds more.  When that time is over the task is cancelled, so
+    that the driver drops the connection.  Returns whether the step came to its end by itself.
 
     :raises asyncio.CancelledError: the caller was cancelled; the step has ended by then.
     """
@@ -153,6 +305,8 @@ async def async_carry(
         await _settle(task, grace)
         _log_unseen(task)
         raise
+    if not task.done() and overtime:
+        await _wait_unmoved(task, overtime)
     if task.done():
         task.result()
         return True
@@ -167,6 +321,7 @@ def carry(
     *,
     patience: float | None,
     grace: float,
+    overtime: float = 0.0,
 ) -> bool:
     """Run ``step``, once a call of another thread that is in progress has ended.
 
@@ -188,7 +343,7 @@ async def _carried_step(session: AsyncSession, step: Callable[[Any], object]) ->
     assert task is not None
     _carriers[task] = session.sync_session
     try:
-        await session.run_sync(step)
+        await AsyncSession.run_sync(session, step)
     finally:
         del _carriers[task]
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, NestedTransaction, event
 from sqlalchemy.engine import ExceptionContext
 
 from ._callsite import Origin, user_origin
-from ._drivers import raised_by_server
+from ._drivers import IN_TRANSACTION, raised_by_server
 
 
 class Doom:
@@ -47,6 +47,9 @@ def _remember(context: ExceptionContext) -> None:
     # What the body sees: another listener may have replaced it.
     replaced = getattr(context, "chained_exception", None)
     error = replaced or context.sqlalchemy_exception or context.original_exception
+    if _has_rolled_back(context, connection):
+        # Whatever came next would be stored by itself, outside of any transaction.
+        connection.invalidate(error)
     setattr(connection, _DOOM, Doom(error, connection.get_nested_transaction()))
     # Listening on this one connection, and only now, keeps all others free of engine events.
     event.listen(connection, "rollback_savepoint", _on_rollback_savepoint)
@@ -65,6 +68,15 @@ def _leaves_damage(context: ExceptionContext) -> bool:
     if context.is_disconnect or execution.executemany:
         return True
     return raised_by_server(error, context.dialect.driver)
+
+
+def _has_rolled_back(context: ExceptionContext, connection: Connection) -> bool:
+    """Tell whether SQLite has rolled back by itself: OR ROLLBACK, a full disk, an I/O error."""
+    if context.dialect.name != "sqlite" or not connection.in_transaction():
+        return False
+    in_transaction = IN_TRANSACTION.get(context.dialect.driver)
+    driver_connection = connection.connection.driver_connection
+    return in_transaction is not None and not in_transaction(driver_connection)
 
 
 def _on_rollback_savepoint(connection: Connection, name: str, context: None) -> None:

@@ -17,15 +17,18 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThrea
 
 from . import _sqlite
 from ._aiosqlite import CONNECT_ARGUMENTS
-from ._concurrency import Lock
+from ._concurrency import Lock, logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
-from ._drivers import guard_checkin
-from ._holders import Holders, capacity_of, watch_pool
-from ._session import KitSession, OnBegin
+from ._drivers import guard_checkin, refuses_writes
+from ._holders import Holders, Wait, watch_pool
+from ._limits import watch_limits
+from ._session import OnBegin
+from ._state import Limiter
+from ._terms import Kind, Terms
 from ._translate import translate_errors
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
-from .config import SessionConfig, did_you_mean, is_duration
+from .config import did_you_mean, is_duration
 from .errors import ConfigurationError
 
 SessionClass: TypeAlias = type[AsyncSession] | type[Session]
@@ -211,13 +214,17 @@ class EngineSource:
         connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
 
-    def holders(self, engine: Engine) -> Holders | None:
-        """Return the register of who holds connections; None where there are enough for all."""
+    def holders(self, engine: Engine, wait: Wait) -> Holders | None:
+        """Return the gate before the pool; None where there are connections for all."""
         if self.engine is not None:
-            return Holders(engine, None) if isinstance(engine.pool, QueuePool) else None
-        size, overflow = self.options.get("pool_size"), self.options.get("max_overflow")
-        capacity = capacity_of(engine.pool, size, overflow)
-        return None if capacity is None else Holders(engine, capacity)
+            # Who holds them is of interest, although the application's pool is no business of ours.
+            return (
+                Holders(engine, wait, pool_size=0) if isinstance(engine.pool, QueuePool) else None
+            )
+        names = ("pool_size", "max_overflow", "pool_timeout")
+        limits = {name: self.options[name] for name in names if name in self.options}
+        holders = Holders(engine, wait, **limits)
+        return None if holders.capacity is None else holders
 
     def remove_private_file(self) -> None:
         """Remove the file behind a database in memory, if there is one."""
@@ -335,6 +342,7 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     install_connect_errors(engine, source.text)
     # In this order: what dooms a transaction is the error that its body sees.
     translate_errors(engine)
+    watch_limits(engine)
     watch_errors(engine)
     watch_pool(engine)
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
@@ -371,43 +379,76 @@ _UNGUARDED = (
 )
 
 
-READ_ONLY: Mapping[str, Mapping[str, object]] = MappingProxyType(
-    {
-        "sqlite": {_sqlite.READ_ONLY_OPTION: True},
-        "postgresql": {"postgresql_readonly": True},
-    }
-)
-
-
-def read_only_options(dialect: str) -> Mapping[str, object]:
-    """Return the execution options under which the server refuses writes.
-
-    :raises ConfigurationError: there are none for that database system.
-    """
-    if dialect not in READ_ONLY:
-        raise ConfigurationError(
-            f"read_only=True is not available on {dialect or 'this database'} yet; leave it out"
-        )
-    return READ_ONLY[dialect]
-
-
-def begin_hook(dialect: str, config: SessionConfig) -> OnBegin | None:
-    """Return what a session does as each of its transactions begins, or None.
-
-    :raises ConfigurationError: ``statement_timeout`` is set where the server cannot enforce it.
-    """
-    if config.statement_timeout is not None:
-        if dialect != "postgresql":
-            raise ConfigurationError(
-                f"statement_timeout={config.statement_timeout!r} is not available on"
-                f" {dialect or 'this database'} yet; set it to None for its scopes"
-            )
-        return _limit_statements
+def begin_hook(dialect: str) -> OnBegin | None:
+    """Return what a session does as each of its transactions begins, or None."""
     return _sqlite.label_writer if dialect == "sqlite" else None
 
 
-def _limit_statements(session: KitSession, connection: Connection) -> None:
-    seconds = session.kit_state.config.statement_timeout
-    if seconds is not None:
-        milliseconds = max(1, round(seconds * 1000))
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+def _limit_by_set_local(connection: Connection, seconds: float | None) -> None:
+    limit = "DEFAULT" if seconds is None else str(max(1, round(seconds * 1000)))
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {limit}")
+
+
+# How the server is told the longest that a statement of the transaction may take.
+LIMITERS: Mapping[str, Limiter] = MappingProxyType(
+    {"postgresql": _limit_by_set_local, "sqlite": _sqlite.limit_by_progress}
+)
+
+
+def limiter_for(dialect: str, terms: Terms, statement_timeout: float | None) -> Limiter | None:
+    """Return how the server is told; None where it has no such limit.
+
+    :raises ConfigurationError: ``statement_timeout`` is set where the server cannot enforce it.
+    """
+    limiter = LIMITERS.get(dialect) if terms.kind is Kind.TRANSACTION else None
+    if statement_timeout is not None and (limiter is None or dialect == "sqlite"):
+        where = dialect or "this database"
+        if terms.kind is not Kind.TRANSACTION:
+            where = "a session without a transaction"
+        raise ConfigurationError(
+            f"statement_timeout={statement_timeout!r} is not available on {where} yet; set it to"
+            " None for its scopes"
+        )
+    return limiter
+
+
+def make_reader(engine: Engine) -> None:
+    """Make every connection of the engine refuse writes, each statement by itself.
+
+    The body may switch that off.  PostgreSQL reports its new value with the answer, so that such a
+    connection is recognised without a round trip, and dropped.
+    """
+    event.listen(engine, "connect", _refuse_writes)
+    event.listen(engine, "checkin", _drop_if_switched)
+
+
+def _refuse_writes(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    cursor = dbapi_connection.cursor()
+    try:
+        cursor.execute("SET default_transaction_read_only = on")
+    finally:
+        cursor.close()
+
+
+def _drop_if_switched(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    driver_connection = record.driver_connection
+    if driver_connection is not None and not refuses_writes(driver_connection):
+        logger.warning("a read-only connection came back able to write, and was dropped")
+        record.invalidate()
+
+
+def refuse_reader(dialect: str, source: EngineSource) -> None:
+    """Refuse to read outside of a transaction where the server cannot be made to refuse writes.
+
+    :raises ConfigurationError: it is another system, or an engine of the application.
+    """
+    if dialect != "postgresql":
+        raise ConfigurationError(
+            f"read_only=True without a transaction is not available on"
+            f" {dialect or 'this database'}; leave snapshot=False out"
+        )
+    if source.engine is not None:
+        raise ConfigurationError(
+            "read_only=True without a transaction needs connections of its own, and this engine was"
+            " handed over; give a URL, or leave snapshot=False out"
+        )

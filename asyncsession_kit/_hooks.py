@@ -22,6 +22,7 @@ from ._ambient import ambient, async_ambient
 from ._callsite import describe, user_origin
 from ._concurrency import Cancelled, logger
 from ._outcome import Outcome
+from ._terms import Kind
 from .errors import ConfigurationError, PropagationError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,9 +81,16 @@ def on_begin(fn: F) -> F:
     coroutine function is given an AsyncConnection, a plain one a Connection.  An error of its own
     fails that statement, and the transaction cannot be used.
 
-    :raises PropagationError: there is no open scope.
+    :raises PropagationError: there is no open scope, or it has no transaction.
     """
-    _hooks_of_open_scope("on_begin", fn).at_begin.append(fn)
+    hooks = _hooks_of_open_scope("on_begin", fn)
+    state = _open_scope().state
+    if state.terms.kind is not Kind.TRANSACTION:
+        raise PropagationError(
+            f"on_begin() has nothing to wait for: the scope opened at {describe(state.origin)} has"
+            " no transaction, and SET LOCAL would do nothing in it"
+        )
+    hooks.at_begin.append(fn)
     return fn
 
 

@@ -2,15 +2,19 @@
 
 ::
 
-    propagation    nothing open     open
-    -----------    ------------     ------------------------------
-    join           open             join
-    new            open             open (a connection of its own)
-    nested         open             savepoint
-    mandatory      refused          join
-    never          open             refused
+    propagation    nothing open     open                 open, without a transaction
+    -----------    ------------     -----------------    ---------------------------
+    join           open             join                 open
+    new            open             open                 open
+    nested         open             savepoint            open
+    mandatory      refused          join                 refused
+    never          open             refused              open
+    supports       bare             join                 join
+    not_supported  bare             bare                 join
 
-With ``durable=True`` a scope is refused wherever one is open, whatever the propagation.
+``open`` takes a connection and a transaction of its own, ``bare`` a connection of its own and no
+transaction.  With ``durable=True`` a scope is refused wherever one is open, whatever the
+propagation.
 """
 
 from __future__ import annotations
@@ -18,31 +22,38 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ._callsite import describe
 from ._state import SessionState
-from .config import ScopeOptions
+from ._terms import Kind
 from .errors import ConfigurationError, PropagationError
+
+if TYPE_CHECKING:
+    from ._request import Request
 
 
 class Decision(enum.Enum):
     """Says whose session a scope yields: its own, the open one's, or one that was passed."""
 
     OPEN = enum.auto()
+    BARE = enum.auto()
     JOIN = enum.auto()
     SAVEPOINT = enum.auto()
     LEND = enum.auto()
     REFUSE = enum.auto()
 
 
-# What to do where nothing is open, and where a scope is.
-TABLE: Mapping[str, tuple[Decision, Decision]] = MappingProxyType(
+# What to do where nothing is open, where a scope is, and where one without a transaction is.
+TABLE: Mapping[str, tuple[Decision, Decision, Decision]] = MappingProxyType(
     {
-        "join": (Decision.OPEN, Decision.JOIN),
-        "new": (Decision.OPEN, Decision.OPEN),
-        "nested": (Decision.OPEN, Decision.SAVEPOINT),
-        "mandatory": (Decision.REFUSE, Decision.JOIN),
-        "never": (Decision.OPEN, Decision.REFUSE),
+        "join": (Decision.OPEN, Decision.JOIN, Decision.OPEN),
+        "new": (Decision.OPEN, Decision.OPEN, Decision.OPEN),
+        "nested": (Decision.OPEN, Decision.SAVEPOINT, Decision.OPEN),
+        "mandatory": (Decision.REFUSE, Decision.JOIN, Decision.REFUSE),
+        "never": (Decision.OPEN, Decision.REFUSE, Decision.OPEN),
+        "supports": (Decision.BARE, Decision.JOIN, Decision.JOIN),
+        "not_supported": (Decision.BARE, Decision.BARE, Decision.JOIN),
     }
 )
 
@@ -65,29 +76,45 @@ def decide(propagation: str, durable: bool, outer: SessionState | None) -> Decis
 
     :raises PropagationError: the propagation, or ``durable``, does not allow that.
     """
-    decision = TABLE[propagation][outer is not None]
-    if outer is not None and (durable or decision is Decision.REFUSE):
-        asked = "durable=True" if durable else f"propagation={propagation!r}"
+    decision = TABLE[propagation][_column(outer)]
+    asked = "durable=True" if durable else f"propagation={propagation!r}"
+    if outer is not None and (durable or (propagation == "never" and decision is Decision.REFUSE)):
         raise PropagationError(
             f"{asked} refuses to run inside the scope opened at {describe(outer.origin)}; call it"
             " outside of any scope"
         )
     if decision is Decision.REFUSE:
-        raise PropagationError(
-            f"propagation={propagation!r} needs an open scope and there is none in this task or"
-            " thread; open one around the call"
-        )
+        there = "there is none in this task or thread"
+        if outer is not None:
+            there = f"the one opened at {describe(outer.origin)} has no transaction"
+        raise PropagationError(f"{asked} needs an open scope and {there}; open one around the call")
     return decision
 
 
-def refuse_conflicts(outer: SessionState, options: ScopeOptions, read_only: bool | None) -> None:
+def _column(outer: SessionState | None) -> int:
+    if outer is None:
+        return 0
+    return 2 if outer.terms.kind is Kind.BARE else 1
+
+
+def refuse_conflicts(outer: SessionState, request: Request) -> None:
     """Refuse a joined scope that asks for what the open session cannot give.
 
-    :raises PropagationError: the options differ from those of the open scope.
+    A deadline is never refused: the earlier one holds.
+
+    :raises PropagationError: what it asks for differs from what the open scope has.
     """
-    if outer.read_only and read_only is False:
+    terms = outer.terms
+    if terms.read_only and request.read_only is False:
         raise _conflict("read_only=False", "read_only=True", outer)
-    for name, wanted in options.items():
+    if terms.kind is not Kind.TRANSACTION and request.snapshot:
+        raise _conflict("snapshot=True", "no transaction", outer)
+    level = request.isolation_level
+    if level is not None and level != terms.isolation_level:
+        raise _conflict(
+            f"isolation_level={level!r}", f"isolation_level={terms.isolation_level!r}", outer
+        )
+    for name, wanted in request.options.items():
         present = getattr(outer.config, name)
         # A joined scope never commits, so auto_commit=False asks for nothing.
         if wanted != present and not (name == "auto_commit" and wanted is False):
@@ -101,12 +128,14 @@ def _conflict(wanted: str, present: str, outer: SessionState) -> PropagationErro
     )
 
 
-def refuse_options_with_session(options: ScopeOptions, read_only: bool | None) -> None:
+def refuse_options_with_session(request: Request) -> None:
     """Refuse options beside a session that was passed: it is used as it is.
 
     :raises ConfigurationError: there are any.
     """
-    names = [*options, *([] if read_only is None else ["read_only"])]
+    own = ("read_only", "snapshot", "isolation_level", "timeout", "rollback_for", "no_rollback_for")
+    asked = (name for name in own if getattr(request, name) not in (None, ()))
+    names = [*request.options, *asked]
     if names:
         raise ConfigurationError(
             f"{', '.join(names)} cannot be set on a session that was passed with session=;"
@@ -114,13 +143,13 @@ def refuse_options_with_session(options: ScopeOptions, read_only: bool | None) -
         )
 
 
-def refuse_placement_with_session(propagation: str, durable: bool) -> None:
+def refuse_placement_with_session(request: Request) -> None:
     """Refuse to place a scope around a session that was passed: where it belongs is decided.
 
     :raises ConfigurationError: another propagation than join, or ``durable``, was asked for.
     """
-    if propagation != "join" or durable:
-        asked = "durable=True" if durable else f"propagation={propagation!r}"
+    if request.propagation != "join" or request.durable:
+        asked = "durable=True" if request.durable else f"propagation={request.propagation!r}"
         raise ConfigurationError(
             f"{asked} cannot be set on a session that was passed with session=; leave one of the"
             " two out"

@@ -5,8 +5,8 @@ A keyword-only session is injected at run time, and stays in the signature that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -21,6 +21,11 @@ S_contra = TypeVar("S_contra", contravariant=True)
 # None, because ``session: AsyncSession | None = None`` takes a session as well.
 AsyncSessionT = TypeVar("AsyncSessionT", bound=AsyncSession | None)
 SessionT = TypeVar("SessionT", bound=Session | None)
+
+
+# What is called with a session of its own.
+AsyncWork: TypeAlias = Callable[[AsyncSession], Awaitable[T]]
+Work: TypeAlias = Callable[[Session], T]
 
 
 class Injected(Protocol[S_contra, P, R_co]):

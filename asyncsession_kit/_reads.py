@@ -20,8 +20,9 @@ from sqlalchemy.sql.selectable import (
 )
 from sqlalchemy.sql.visitors import ExternallyTraversible
 
-# A read; something that looks like a read but may have effects; anything else.
-NOTHING, READ, OPAQUE, WRITE = range(4)
+# A read; something that looks like a read but may have effects; anything else; and what ends a
+# transaction, or begins one, behind the session's back.
+NOTHING, READ, OPAQUE, WRITE, ENDS = range(5)
 
 _READING_WORDS = frozenset(
     {"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH", "PRAGMA", "DESCRIBE", "DESC"}
@@ -36,6 +37,13 @@ _HARMLESS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
+# ROLLBACK TO goes back to a savepoint and ends nothing.
+_ENDING = re.compile(
+    r"\s*(COMMIT|ABORT|END|BEGIN|START\s+TRANSACTION|PREPARE\s+TRANSACTION"
+    r"|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b))\b",
+    re.IGNORECASE,
+)
+
 # What has nothing, or nothing but plain columns, in it.
 _LEAVES = (ColumnClause, BindParameter, TableClause)
 # A plain function that SQLAlchemy knows has a subclass of its own.
@@ -43,7 +51,7 @@ _OPAQUE = frozenset({Function, next_value, TextClause})
 
 
 def statement_level(clause: object) -> int:
-    """Return READ, OPAQUE or WRITE for what an execution was given; None is a flush or worse."""
+    """Return READ, OPAQUE, WRITE or ENDS for what is executed; None is a flush or worse."""
     if isinstance(clause, Select):
         return _select_level(clause)
     if isinstance(clause, TextClause):
@@ -112,6 +120,8 @@ def _is_opaque(element: object) -> bool:
 @lru_cache(maxsize=1024)
 def _text_level(text: str) -> int:
     bare = _HARMLESS.sub(" ", text)
+    if _ENDING.match(bare):
+        return ENDS
     word = _WORD.search(bare)
     if word is None or word.group().upper() not in _READING_WORDS or _WRITING.search(bare):
         return WRITE

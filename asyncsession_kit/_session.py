@@ -9,23 +9,45 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import describe, user_origin
-from ._concurrency import RLock, async_carry, describe_thread, logger, running_task, thread_id
+from ._concurrency import (
+    BoundReachedError,
+    RLock,
+    async_bound,
+    async_carry,
+    async_run_core,
+    carry,
+    describe_thread,
+    logger,
+    running_task,
+    thread_id,
+)
+from ._deadline import COMMIT, CONNECTION, SERVER_FIRST, STATEMENT, Deadline, asking
 from ._doom import doom_of
-from ._hooks import async_run_before_commit, run_at_begin, run_hooks_before_commit
-from ._reads import OPAQUE, WRITE, statement_level
-from ._state import RollbackMark, SessionState, encloses
+from ._hooks import (
+    async_run_at_end,
+    async_run_before_commit,
+    run_at_begin,
+    run_at_end,
+    run_hooks_before_commit,
+)
+from ._limits import hold_limit
+from ._outcome import Outcome
+from ._reads import ENDS, OPAQUE, WRITE, statement_level
+from ._state import READER, RollbackMark, SessionState, encloses
+from ._terms import Kind
 from .errors import (
     ConcurrentSessionUseError,
     ConfigurationError,
     PropagationError,
     ReadOnlyTransactionError,
     TransactionDoomedError,
+    TransactionError,
     UnexpectedRollbackError,
 )
 
@@ -76,11 +98,31 @@ class KitSession(Session):
                 f"{bind!r} is not the engine of this session; a transaction has one database:"
                 " open a scope of the other"
             )
-        if state.enclosing and state.connection is None and state.holders is not None:
-            state.holders.wait(state)
-        if state.level < WRITE:
-            state.level = max(state.level, statement_level(clause))
+        if state.level < WRITE or isinstance(clause, TextClause):
+            self._note_level(clause)
+        if state.deadline is not None:
+            state.deadline.check()
+        if state.connection is None:
+            if state.deadline is not None:
+                state.deadline.asked()
+                asking.set(state.deadline)
+            if state.holders is not None:
+                state.holders.enter(state)
+        elif state.deadline is not None or state.told is not None:
+            hold_limit(state)
         return super().get_bind(mapper, clause=clause, bind=bind, **arguments)
+
+    def _note_level(self, clause: Any) -> None:
+        state, level = self.kit_state, statement_level(clause)
+        if level == ENDS:
+            raise PropagationError(
+                f"{str(clause).strip()!r} would begin or end a transaction behind the session's"
+                " back, which then could not tell how it ended; call session.commit(),"
+                " session.rollback() or session.begin_nested()"
+            )
+        if state.terms.kind is not Kind.TRANSACTION:
+            _refuse_alone(state, clause)
+        state.level = max(state.level, level)
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
         """Return the connection of the transaction; an engine that is named is checked first."""
@@ -107,14 +149,17 @@ class KitSession(Session):
     def kit_is_untouched(self) -> bool:
         """Tell whether leaving now can be done without a word to the database."""
         state = self.kit_state
-        idle = state.connection is None and self.is_active and state.mark is None
+        idle = state.connection is None and self.is_active and not state.marks
         return idle and not self.kit_has_changes()
 
-    def kit_mark_failed(self, name: str, error: BaseException) -> None:
+    def kit_mark_failed(self, name: str, error: BaseException | None) -> None:
         """Forbid a commit because a joined scope failed, up to the enclosing savepoint."""
+        self.kit_state.mark_failed(RollbackMark(name, error, self.get_nested_transaction()))
+
+    def kit_can_commit(self) -> bool:
+        """Tell whether nothing is known that forbids a commit."""
         state = self.kit_state
-        if state.mark is None:
-            state.mark = RollbackMark(name, error, self.get_nested_transaction())
+        return self.is_active and not state.marks and doom_of(state.connection) is None
 
     # --- what it does -------------------------------------------------------------------------
 
@@ -170,10 +215,24 @@ class KitSession(Session):
         self.kit_check()
         self._refuse_joined("rollback")
         state = self.kit_state
-        state.flush_error = state.mark = None
+        if state.terms.kind is Kind.BARE:
+            raise PropagationError(
+                f"rollback() in the scope opened at {describe(state.origin)} cannot undo anything:"
+                " it has no transaction, and each statement was stored by itself"
+            )
+        state.flush_error = None
+        state.marks = ()
         if state.connection is None and self.in_transaction():
             state.discard()
+        self._note_slipped()
         super().rollback()
+
+    def _note_slipped(self) -> None:
+        """Remember, before the end, that somebody else has ended the transaction already."""
+        state = self.kit_state
+        # Where a flush fails, SQLAlchemy ends it itself, and says so.
+        if self.is_active and state.slipped():
+            state.lost = True
 
     def _refuse_joined(self, call: str) -> None:
         if self.kit_state.joined:
@@ -194,11 +253,15 @@ class KitSession(Session):
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
             state.closed = True
+            state.leave_pool()
             return
+        self._note_slipped()
         try:
             super().close()
         finally:
             state.closed = True
+            # Given up on a dead link, it may not have come to the end of its transaction.
+            state.leave_pool()
 
     def reset(self) -> None:
         """Reset as usual; in a joined scope that would end the outermost one's transaction."""
@@ -234,10 +297,19 @@ class KitSession(Session):
         self.kit_check()
         super().refresh(*arguments, **options)
 
-    def begin(self, *arguments: Any, **options: Any) -> SessionTransaction:
-        """Begin as usual."""
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin as usual.
+
+        :raises PropagationError: a savepoint, where there is no transaction around it.
+        """
         self.kit_check()
-        return super().begin(*arguments, **options)
+        state = self.kit_state
+        if nested and state.terms.kind is not Kind.TRANSACTION:
+            raise PropagationError(
+                f"the scope opened at {describe(state.origin)} has no transaction, and so no"
+                " savepoints; open one without snapshot=False, supports or not_supported"
+            )
+        return super().begin(nested)
 
 
 def _named_objects(session: Session) -> str:
@@ -256,13 +328,37 @@ def _doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedE
 
 
 def _unexpected_rollback(mark: RollbackMark) -> UnexpectedRollbackError:
+    if mark.error is None:
+        why = "called set_rollback_only(). Call rollback() to go on with a new transaction"
+    else:
+        why = (
+            f"failed with {type(mark.error).__name__} and the error was swallowed. Let it leave the"
+            ' outermost scope, or open the inner one with propagation="nested"'
+        )
     error = UnexpectedRollbackError(
-        f"COMMIT refused, and rolled back instead: the joined scope {mark.name} failed with"
-        f" {type(mark.error).__name__} and the error was swallowed. Let it leave the outermost"
-        ' scope, or open the inner one with propagation="nested"'
+        f"COMMIT refused, and rolled back instead: the scope {mark.name} {why}"
     )
     error.__cause__ = mark.error
     return error
+
+
+def _refuse_alone(state: SessionState, clause: Any) -> None:
+    """Refuse what cannot work where each statement is sent alone."""
+    options = clause.get_execution_options() if isinstance(clause, Executable) else {}
+    if options.get("stream_results") or options.get("yield_per"):
+        refuse_stream(state)
+
+
+def refuse_stream(state: SessionState) -> None:
+    """Refuse a cursor on the server: it lives as long as a transaction, and there is none.
+
+    :raises PropagationError: the session has no transaction.
+    """
+    if state.terms.kind is not Kind.TRANSACTION:
+        raise PropagationError(
+            f"the scope opened at {describe(state.origin)} has no transaction, which a streamed"
+            " result needs; read it whole, or open the scope without snapshot=False"
+        )
 
 
 # --- events: what a method cannot see (session.begin(), savepoints, the end of a transaction) -----
@@ -272,9 +368,13 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     state = session.kit_state
     if transaction.nested:
         return
-    state.connection = conn
-    if state.holders is not None:
-        state.holders.take(state)
+    state.connection, state.root = conn, conn.get_transaction()
+    if state.deadline is not None:
+        state.deadline.connected()
+        asking.set(None)
+    if state.terms.reads_alone:
+        conn.info[READER] = state
+    hold_limit(state)
     if (on_begin := session.kit_on_begin) is not None:
         on_begin(session, conn)
     if state.hooks is not None:
@@ -291,6 +391,12 @@ def _before_flush(session: KitSession, context: object, objects: object) -> None
             f"a read-only scope (opened at {describe(state.origin)}) has changes to"
             f" {_named_objects(session)}; open it without read_only=True to write"
         )
+    if state.terms.kind is Kind.BARE:
+        raise PropagationError(
+            f"the scope opened at {describe(state.origin)} has no transaction and changes to"
+            f" {_named_objects(session)}; flushed, each statement would be stored by itself. Open"
+            ' it with propagation="join" to write objects'
+        )
     state.level = WRITE
 
 
@@ -300,10 +406,21 @@ def _before_commit(session: KitSession) -> None:
     session.kit_check()
     state = session.kit_state
     session._refuse_joined("commit")
+    if state.terms.kind is not Kind.TRANSACTION:
+        return
+    if state.deadline is not None:
+        state.deadline.check()
+    if state.slipped():
+        state.lost = True
+        raise TransactionError(
+            f"the transaction of the session opened at {describe(state.origin)} was ended behind"
+            " its back (COMMIT or ROLLBACK as text, or Connection.commit()), and what became of it"
+            " is unknown; end it with session.commit() or session.rollback() only"
+        )
     if (doom := doom_of(state.connection)) is not None:
         raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
-    if (mark := state.mark) is not None:
-        raise _unexpected_rollback(mark)
+    if state.marks:
+        raise _unexpected_rollback(state.marks[0])
     if state.hooks is not None and isinstance(session, ThreadSession):
         run_hooks_before_commit(state.hooks)
     state.flush_error = None
@@ -317,8 +434,8 @@ def _after_commit(session: KitSession) -> None:
 
 def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -> None:
     state = session.kit_state
-    if state.mark is not None and state.mark.undone_by(transaction):
-        state.mark = None
+    if state.marks:
+        state.undo_marks(transaction)
     if state.hooks is not None and transaction.nested:
         state.hooks.drop(lambda savepoint: encloses(transaction, savepoint))
 
@@ -351,10 +468,14 @@ def _exclusive(name: str) -> Callable[..., Any]:
         if not self.kit_turn.acquire(blocking=False):
             self.kit_refuse_overlap(name)
         self.kit_thread = thread_id()
+        deadline = self.kit_state.deadline
+        counts = deadline is not None and deadline.enter()
         try:
             return method(self, *arguments, **options)
         finally:
             self.kit_turn.release()
+            if deadline is not None and counts:
+                deadline.leave(COMMIT if name == "commit" else STATEMENT)
 
     return call
 
@@ -414,6 +535,22 @@ for _name in (
     setattr(ThreadSession, _name, _exclusive(_name))
 
 
+def _closing(close: Callable[[ThreadSession], None]) -> Callable[[ThreadSession], None]:
+    """Return ``close``, after which the hooks of a session run that no scope will run."""
+
+    @wraps(close)
+    def close_and_tell(self: ThreadSession) -> None:
+        close(self)
+        state = self.kit_state
+        if state.hooks is not None and not state.scoped:
+            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
+
+    return close_and_tell
+
+
+setattr(ThreadSession, "close", _closing(ThreadSession.close))  # noqa: B010
+
+
 # --- the task's session ---------------------------------------------------------------------------
 
 
@@ -441,8 +578,56 @@ class ProtectedTransaction(AsyncSessionTransaction):
         )
 
 
+async def _bounded(
+    deadline: Deadline,
+    state: SessionState,
+    call: Callable[..., Any],
+    *arguments: Any,
+    **options: Any,
+) -> Any:
+    """Wait for one call until the deadline, or a little longer where the server is to end it.
+
+    :raises TransactionTimeoutError: the time was over before, or ran out.
+    """
+    deadline.check()
+    counts = deadline.enter()
+    patience = deadline.left() + (SERVER_FIRST if state.limiter is not None else 0.0)
+    try:
+        return await async_bound(call(*arguments, **options), patience)
+    except BoundReachedError as error:
+        step = CONNECTION if state.connection is None else STATEMENT
+        raise deadline.error(step) from error.__cause__
+    finally:
+        if counts:
+            deadline.leave(STATEMENT)
+
+
+def _within_deadline(name: str) -> Callable[..., Any]:
+    """Return ``AsyncSession``'s method of that name, bounded by what is left of a deadline."""
+    method = getattr(AsyncSession, name)
+
+    @wraps(method)
+    def call(self: TaskSession, *arguments: Any, **options: Any) -> Any:
+        # The class of the application may have a method of its own, which this stands before.
+        bound = getattr(super(TaskSession, self), name)
+        state = core_of_async_session(self).kit_state
+        if state.deadline is None:
+            return bound(*arguments, **options)
+        return _bounded(state.deadline, state, bound, *arguments, **options)
+
+    return call
+
+
 class TaskSession(AsyncSession):
     """Is the AsyncSession over a KitSession: its COMMIT and its close outlive a cancellation."""
+
+    async def stream(self, *arguments: Any, **options: Any) -> Any:
+        """Stream as usual; without a transaction there is no cursor on the server to stream from.
+
+        :raises PropagationError: the session has no transaction.
+        """
+        refuse_stream(core_of_async_session(self).kit_state)
+        return await super().stream(*arguments, **options)
 
     def begin(self) -> AsyncSessionTransaction:
         """Begin as usual; the COMMIT at the end of the block outlives a cancellation."""
@@ -458,11 +643,7 @@ class TaskSession(AsyncSession):
         core.kit_check()
         if core.kit_state.hooks is not None:
             await async_run_before_commit(core.kit_state.hooks)
-        if core.kit_may_have_written():
-            grace = core.kit_state.config.commit_grace
-            await async_carry(self, KitSession.commit, patience=None, grace=grace)
-        else:
-            await super().commit()
+        await async_commit_session(self, KitSession.commit)
 
     async def close(self) -> None:
         """Close for good; after ``cleanup_timeout`` seconds the connection is dropped instead."""
@@ -473,10 +654,62 @@ class TaskSession(AsyncSession):
             await async_carry(self, KitSession.close, patience=limit, grace=limit)
         else:
             core.close()
+        state = core.kit_state
+        if state.hooks is not None and not state.scoped:
+            await async_run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
 
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close."""
         await self.close()
+
+
+# Every call that waits for the database and is not the end of a transaction.  ``stream_scalars``
+# goes through ``stream``, ``get_one`` through ``get`` in no version that is supported.
+for _name in (
+    "execute",
+    "scalar",
+    "scalars",
+    "get",
+    "get_one",
+    "merge",
+    "refresh",
+    "delete",
+    "flush",
+    "connection",
+    "run_sync",
+):
+    setattr(TaskSession, _name, _within_deadline(_name))
+
+
+async def async_commit_session(session: AsyncSession, step: Callable[[KitSession], object]) -> None:
+    """Run the step that commits; in a task of its own if the session may have written.
+
+    A deadline bounds the wait; a COMMIT that was sent is waited for up to ``commit_grace`` seconds
+    more, so that its outcome is known.
+
+    :raises TransactionTimeoutError: no answer came in time.
+    """
+    core = core_of_async_session(session)
+    state = core.kit_state
+    deadline = state.deadline
+    if deadline is None and not core.kit_may_have_written():
+        await async_run_core(session, step)
+        return
+    grace = state.config.commit_grace
+    patience = None if deadline is None else max(0.0, deadline.left())
+    done = await async_carry(session, step, patience=patience, grace=grace, overtime=grace)
+    if not done:
+        assert deadline is not None
+        raise deadline.error(COMMIT)
+
+
+def commit_session(session: Session, step: Callable[[KitSession], object]) -> None:
+    """Run the step that commits, once a call of another thread that is in progress has ended."""
+    core = core_of_session(session)
+    if core.kit_may_have_written():
+        carry(session, step, patience=None, grace=core.kit_state.config.commit_grace)
+    else:
+        step(core)
 
 
 # --- classes over the application's own -----------------------------------------------------------
@@ -606,6 +839,13 @@ def close_core(core: KitSession) -> None:
     core.close()
 
 
+def end_alone(core: KitSession) -> None:
+    """Close for good where each statement was a transaction; objects that wait are refused."""
+    core.flush()
+    core.kit_state.committed = True
+    core.close()
+
+
 # --- savepoints of nested scopes ------------------------------------------------------------------
 
 
@@ -619,8 +859,8 @@ def release_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
 
     :raises UnexpectedRollbackError: a joined scope inside had failed and its error was swallowed.
     """
-    mark = core.kit_state.mark
-    if mark is not None and encloses(savepoint, mark.savepoint):
+    mark = core.kit_state.mark_in(savepoint)
+    if mark is not None:
         raise _unexpected_rollback(mark)
     if (doom := doom_of(core.kit_state.connection)) is not None:
         raise _doomed_error(doom.error, describe(doom.origin)) from doom.error

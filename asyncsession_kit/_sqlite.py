@@ -6,9 +6,11 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -17,21 +19,26 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from ._classify import classify
 from ._connect import translated_connect_errors
+from ._deadline import asking
 from ._drivers import is_locked
 from ._session import KitSession
+from ._terms import NO_BEGIN_OPTION, READ_ONLY_OPTION, READ_UNCOMMITTED_OPTION
 from ._translate import STATEMENT, translated_error
 from ._url import masked, sqlite_file, with_sqlite_file
 from ._writer_queue import Turn, WriterQueue, writer_queue
 from .errors import ConfigurationError, ErrorKind, LockTimeoutError
 
 BUSY_TIMEOUT = 5.0
-READ_ONLY_OPTION = "asyncsession_kit_read_only"
 
 # Of the driver's connection, the script, the turn to wait for, and the longest wait in seconds.
 Begin = Callable[[Any, str, Turn | None, float], Any]
 
 _TURN = "asyncsession_kit_turn"
 _CHANGED = "asyncsession_kit_changed"
+_LIMITED = "asyncsession_kit_limited"
+
+# How many steps of its virtual machine SQLite takes before it looks at the time.
+_STEPS = 1000
 
 # sqlite3.LEGACY_TRANSACTION_CONTROL, which exists from Python 3.12 on.
 _LEGACY = -1
@@ -145,11 +152,13 @@ class _Profile:
         """Put a connection's settings back before anybody else gets it."""
         if record is None or state.terminate_only or not state.asyncio_safe:
             return
+        if record.info.pop(_LIMITED, False):
+            _watch_progress(dbapi_connection, None)
         if record.info.pop(_CHANGED, False):
             if _in_transaction(record.driver_connection):
                 # executescript() would commit it.
                 dbapi_connection.rollback()
-            self._run(dbapi_connection, self._defaults)
+            self._run(dbapi_connection, f"{self._defaults};PRAGMA read_uncommitted = 0")
 
     # --- a transaction ----------------------------------------------------------------------------
 
@@ -161,22 +170,35 @@ class _Profile:
         options = connection.get_execution_options()
         if options.get("isolation_level") == "AUTOCOMMIT":
             return
+        deadline = asking.get()
         dbapi_connection, info = connection.connection.dbapi_connection, connection.info
         # Stays where the script did not come to its end, and nobody knows how far it came.
         info[_CHANGED] = True
         try:
             _refuse_second(connection.connection.driver_connection)
             if options.get(READ_ONLY_OPTION):
-                self._run(dbapi_connection, "PRAGMA query_only = 1;BEGIN")
+                begin = "" if options.get(NO_BEGIN_OPTION) else f"{_level(options)}BEGIN"
+                self._run(dbapi_connection, f"PRAGMA query_only = 1;{begin}")
+            elif options.get(NO_BEGIN_OPTION):
+                # The turn goes on at once, as there is no transaction; who could never have it
+                # is refused here.
+                self._run(dbapi_connection, self._defaults, self._turn(connection))
             else:
-                self._run(dbapi_connection, self._begin_to_write, self._turn(connection))
-                del info[_CHANGED]
+                script = f"{_level(options)}{self._begin_to_write}"
+                self._run(dbapi_connection, script, self._turn(connection))
+                if not options.get(READ_UNCOMMITTED_OPTION):
+                    del info[_CHANGED]
         except BaseException as error:
             # SQLAlchemy would let it be used on, with no transaction around its statements.
             connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise self._told(error, "write to", "statement") from error
-            raise
+            asking.set(None)
+            if not isinstance(error, sqlite3.Error | LockTimeoutError):
+                raise
+            if deadline is not None and deadline.left() <= 0:
+                raise deadline.error("statement") from error
+            if isinstance(error, LockTimeoutError):
+                raise
+            raise self._told(error, "write to", "statement") from error
 
     @property
     def _begin_to_write(self) -> str:
@@ -195,6 +217,8 @@ class _Profile:
 
     def _run(self, dbapi_connection: Any, script: str, turn: Turn | None = None) -> None:
         limit = self.busy_timeout
+        if (deadline := asking.get()) is not None:
+            limit = min(limit, max(0.0, deadline.left()))
         if self.is_async:
             dbapi_connection.run_async(lambda driver: self.begin(driver, script, turn, limit))
         else:
@@ -215,6 +239,29 @@ class _Profile:
             phase=phase,
             kind=ErrorKind.BUSY,
         )
+
+
+def _level(options: Mapping[str, object]) -> str:
+    return "PRAGMA read_uncommitted = 1;" if options.get(READ_UNCOMMITTED_OPTION) else ""
+
+
+def limit_by_progress(connection: Connection, seconds: float | None) -> None:
+    """Interrupt whatever runs on the connection once the time is over; None: never."""
+    connection.info[_LIMITED] = True
+    end = None if seconds is None else time.monotonic() + seconds
+    handler = None if end is None else partial(_is_over, end)
+    _watch_progress(connection.connection.dbapi_connection, handler)
+
+
+def _is_over(end: float) -> bool:
+    return time.monotonic() >= end
+
+
+def _watch_progress(dbapi_connection: Any, handler: Callable[[], bool] | None) -> None:
+    if hasattr(dbapi_connection, "run_async"):
+        dbapi_connection.run_async(lambda driver: driver.set_progress_handler(handler, _STEPS))
+    else:
+        dbapi_connection.set_progress_handler(handler, _STEPS)
 
 
 def _refuse_autocommit(driver_connection: Any) -> None:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Transaction
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
+from ._deadline import Deadline
 from ._outcome import Outcome
-from ._reads import NOTHING
+from ._reads import NOTHING, OPAQUE
+from ._terms import DEFAULT, Kind, Terms
 from .config import SessionConfig
 from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
+
+# Tells the server the longest that a statement of this transaction may take (seconds; None: as long
+# as before).
+Limiter = Callable[[Connection, float | None], None]
+
+# What the server holds no longer applies: whatever is wanted is to be told anew.
+STALE = float("inf")
+
+# Under this name the pool's record of a reader's connection knows the session's state.
+READER = "asyncsession_kit_reader"
 
 if TYPE_CHECKING:
     from ._holders import Holders
@@ -29,12 +43,15 @@ def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> boo
 
 
 class RollbackMark:
-    """Tells that a joined scope failed: which, why, and inside which savepoint."""
+    """Tells that there must be no commit: which scope says so, why, and up to which savepoint.
+
+    ``error`` is what a joined scope failed with; None where ``set_rollback_only()`` was called.
+    """
 
     __slots__ = ("error", "name", "savepoint")
 
     def __init__(
-        self, name: str, error: BaseException, savepoint: SessionTransaction | None
+        self, name: str, error: BaseException | None, savepoint: SessionTransaction | None
     ) -> None:
         self.name = name
         self.error = error
@@ -50,6 +67,7 @@ class SessionState:
 
     __slots__ = (
         "__weakref__",
+        "adopted",
         "closed",
         "commit_error",
         "commits",
@@ -58,6 +76,7 @@ class SessionState:
         "config",
         "connection",
         "database",
+        "deadline",
         "enclosing",
         "engine",
         "flush_error",
@@ -65,38 +84,50 @@ class SessionState:
         "hooks",
         "joined",
         "level",
-        "mark",
+        "limiter",
+        "lost",
+        "marks",
         "origin",
         "outcome",
         "owner",
-        "read_only",
+        "root",
         "scoped",
+        "terms",
         "thread",
+        "told",
     )
 
-    def __init__(self, config: SessionConfig, origin: Origin | None, read_only: bool) -> None:
+    def __init__(
+        self, config: SessionConfig, origin: Origin | None, terms: Terms = DEFAULT
+    ) -> None:
         self.config = config
         self.origin = origin
-        self.read_only = read_only
+        self.terms = terms
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.scoped = False
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False
+        self.adopted = False
+        self.deadline: Deadline | None = None
+        self.limiter: Limiter | None = None
+        self.told: float | None = None
         self.holders: Holders | None = None
         self.hooks: Hooks | None = None
         self.level = NOTHING
         self.connection: Connection | None = None
+        self.root: Transaction | None = None
         self.outcome: Outcome | None = None
         self.commits = 0
         self.joined = 0
         self.committing = False
         self.committed = False
+        self.lost = False
         self.closed = False
         self.flush_error: BaseException | None = None
         self.commit_error: BaseException | None = None
-        self.mark: RollbackMark | None = None
+        self.marks: tuple[RollbackMark, ...] = ()
 
     def admit(self, session: Session) -> None:
         """Let a task other than the recorded owner use the session where that is legitimate.
@@ -134,21 +165,59 @@ class SessionState:
         self.owner = running_task()
         self.thread = thread_id()
 
+    @property
+    def read_only(self) -> bool:
+        """Tell whether the session only reads."""
+        return self.terms.read_only
+
+    def mark_failed(self, mark: RollbackMark) -> None:
+        """Forbid a commit; of several reasons the first is told."""
+        self.marks = (*self.marks, mark)
+
+    def mark_in(self, savepoint: SessionTransaction) -> RollbackMark | None:
+        """Return what forbids to keep the work of that savepoint, or None."""
+        return next((mark for mark in self.marks if encloses(savepoint, mark.savepoint)), None)
+
+    def undo_marks(self, transaction: SessionTransaction) -> None:
+        """Note that the work of that transaction, or savepoint, was rolled back."""
+        self.marks = tuple(mark for mark in self.marks if not mark.undone_by(transaction))
+
     def ended(self) -> None:
         """Record how the transaction that has just ended did end."""
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
             settle(self.commit_error, self.outcome)
-            self.commits += self.outcome is Outcome.COMMITTED
+            transaction = self.terms.kind is Kind.TRANSACTION
+            self.commits += transaction and self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
                 self.hooks.settle(self.outcome)
+        self.leave_pool()
+        self.connection = self.root = self.told = None
+        self.level = NOTHING
+        self.committing = self.committed = self.lost = False
+        self.marks = ()
+        self.commit_error = None
+
+    def limit(self, deadline: Deadline | None) -> None:
+        """Put another deadline in place; the server is told with the next statement."""
+        self.deadline = deadline
+        if self.connection is not None:
+            self.told = STALE
+
+    def leave_pool(self) -> None:
+        """Give back the place at the pool; a second call does nothing."""
         if self.holders is not None:
             self.holders.leave(self)
-        self.connection = None
-        self.level = NOTHING
-        self.committing = self.committed = False
-        self.mark = self.commit_error = None
+
+    def slipped(self) -> bool:
+        """Tell whether somebody else has ended the transaction: this costs no round trip."""
+        connection, root = self.connection, self.root
+        if connection is None or root is None or self.committing or connection.closed:
+            return False
+        if self.terms.kind is not Kind.TRANSACTION:
+            return False
+        return not connection.invalidated and not root.is_active
 
     def discard(self) -> None:
         """Record that work was given up before any of it was sent."""
@@ -157,8 +226,13 @@ class SessionState:
             self.hooks.settle(self.outcome)
 
     def _judge(self, error: BaseException | None) -> Outcome:
+        if self.lost:
+            return Outcome.UNKNOWN
         if self.committed:
             return Outcome.COMMITTED
+        if self.terms.kind is Kind.BARE and self.level >= OPAQUE:
+            # Each statement was stored by itself, or was not.
+            return Outcome.UNKNOWN
         sent = self.committing and self.flush_error is None
         return Outcome.UNKNOWN if sent and _is_ambiguous(error) else Outcome.ROLLED_BACK
 
@@ -181,6 +255,33 @@ def settle(error: BaseException | None, outcome: Outcome | None) -> None:
     """Tell an error of ours how the transaction that it left ended, unless it knows."""
     if isinstance(error, SessionError) and error.outcome is None:
         error.outcome = outcome
+
+
+class Gathering:
+    """Is one wait of a session for scopes that work in parallel; ``open`` while it lasts."""
+
+    __slots__ = ("database", "open", "state")
+
+    def __init__(self, database: object, state: SessionState | None) -> None:
+        self.database = database
+        self.state = state
+        self.open = True
+
+
+# What waits for the running code to come to its end, outermost first.
+gatherings: ContextVar[tuple[Gathering, ...]] = ContextVar(
+    "asyncsession_kit_gatherings", default=()
+)
+
+
+def is_gathered(database: object) -> bool:
+    """Tell whether something waits for the scopes that the running code opens on the database."""
+    return any(g.open and g.database is database for g in gatherings.get())
+
+
+def awaits_this(state: SessionState | None) -> bool:
+    """Tell whether that session goes on only when the running code has come to its end."""
+    return any(g.open and g.state is state for g in gatherings.get() if state is not None)
 
 
 def carried_state() -> SessionState | None:

@@ -176,13 +176,13 @@ def _translate_system_error(context: ExceptionContext, original: OSError) -> Ses
         unknown = paired(errors.CommitOutcomeUnknownError, type(original))
         return _worded(unknown, _UNKNOWN, original, phase)
     if isinstance(original, TimeoutError) and original.errno is None:
-        ran_out = errors.TransactionTimeoutError(
+        return errors.TransactionTimeoutError(
             "a statement took longer than the driver's own limit (command_timeout); raise that, or"
             " make the statement faster",
             step=phase,
+            orig=original,
+            phase=phase,
         )
-        ran_out.phase = phase
-        return ran_out
     context.is_disconnect = True
     lost = paired(errors.ConnectionLostError, type(original))
     return _worded(lost, _LOST, original, phase)

@@ -29,7 +29,7 @@ from ._concurrency import (
     thread_id,
 )
 from ._session import KitSession
-from ._state import SessionState, acting_origin, acting_task
+from ._state import SessionState, acting_origin, acting_task, awaits_this
 from .errors import LockTimeoutError, PoolDeadlockError
 
 
@@ -175,6 +175,8 @@ class WriterQueue:
 
 def _waits_for_itself(turn: Turn, holder: Turn) -> bool:
     """Tell whether the holder cannot go on before the waiter does."""
+    if awaits_this(holder.state):
+        return True
     task, same_thread = holder.owner, holder.thread == turn.thread
     if task is not None:
         # A blocking wait stops the loop of its thread, and with it every task of that loop.

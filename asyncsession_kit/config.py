@@ -18,7 +18,8 @@ from sqlalchemy.util import immutabledict
 from .errors import ConfigurationError
 
 # What a scope does where another is open around it.
-Propagation = Literal["join", "new", "nested", "mandatory", "never"]
+Propagation = Literal["join", "new", "nested", "mandatory", "never", "supports", "not_supported"]
+Failures = type[Exception] | tuple[type[Exception], ...]
 EventListener = Callable[..., object]
 
 # A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.
@@ -41,14 +42,23 @@ class ScopeOptions(TypedDict, total=False):
 class ScopeSettings(ScopeOptions, total=False):
     """What one scope or decorator may be given: the options, and what is of one scope alone.
 
-    ``name`` is for messages; ``read_only`` makes the server refuse writes; ``propagation`` says
-    what to do where a scope is open; ``durable`` refuses to run inside one.
+    ``name`` is for messages; ``read_only`` makes the server refuse writes, and ``snapshot=False``
+    beside it sends each statement alone, without a transaction; ``isolation_level`` is one of the
+    database system's; ``timeout`` (seconds) bounds the waits for the database; ``propagation`` says
+    what to do where a scope is open; ``durable`` refuses to run inside one; ``no_rollback_for``
+    names exceptions that leave the body and commit all the same, ``rollback_for`` those among them
+    that do not.
     """
 
     name: str | None
     read_only: bool | None
+    snapshot: bool | None
+    isolation_level: str | None
+    timeout: float | None
     propagation: Propagation
     durable: bool
+    rollback_for: Failures
+    no_rollback_for: Failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +166,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def check_scope(options: Mapping[str, object], read_only: object) -> None:
+def check_scope(options: Mapping[str, object], own: Mapping[str, object]) -> None:
     """Check what a scope was given before it is opened, whether it will join another or not.
 
     :raises ConfigurationError: a name is unknown or a value invalid.
     """
-    if read_only is not None:
-        _check_bool("read_only", read_only)
+    for name in ("read_only", "snapshot"):
+        if own.get(name) is not None:
+            _check_bool(name, own[name])
+    _check_optional_seconds("timeout", own.get("timeout"))
     for name, value in options.items():
         _check_of(name)(name, value)
 

@@ -12,7 +12,7 @@
     │   ├── TransactionDoomedError      also sqlalchemy.exc.PendingRollbackError
     │   ├── UnexpectedRollbackError
     │   ├── ReadOnlyTransactionError    also DBAPIError where the server refused the write
-    │   ├── TransactionTimeoutError     also builtins.TimeoutError
+    │   ├── TransactionTimeoutError     also OperationalError and builtins.TimeoutError
     │   ├── CommitError                 also sqlalchemy.exc.DBAPIError
     │   ├── RollbackError               also sqlalchemy.exc.DBAPIError
     │   ├── CommitOutcomeUnknownError   also sqlalchemy.exc.DBAPIError
@@ -29,7 +29,7 @@
     │       └── ExclusionError
     ├── ConnectionError                 also OperationalError and builtins.ConnectionError
     │   ├── PoolExhaustedError          also sqlalchemy.exc.TimeoutError and builtins.TimeoutError
-    │   ├── PoolDeadlockError
+    │   │   └── PoolDeadlockError
     │   ├── ConnectTimeoutError         also builtins.TimeoutError
     │   ├── AuthenticationError
     │   ├── ConnectionLostError
@@ -222,20 +222,6 @@ class ReadOnlyTransactionError(TransactionError):
     """
 
 
-class TransactionTimeoutError(TransactionError, builtins.TimeoutError):
-    """Reports a step that took longer than it was given.
-
-    ``step`` names it, and ``steps`` tells the seconds that each took, by name.
-    """
-
-    def __init__(
-        self, message: str, *, step: str = "", steps: Mapping[str, float] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.step = step
-        self.steps = dict(steps or {})
-
-
 class _DatabaseError(SessionError, sa_exc.DBAPIError):
     """Joins both roots for an error that a server or driver raised.
 
@@ -322,6 +308,28 @@ class LockTimeoutError(TransactionError, _DatabaseError, sa_exc.OperationalError
     kind = ErrorKind.LOCK_TIMEOUT
 
 
+class TransactionTimeoutError(
+    TransactionError, _DatabaseError, sa_exc.OperationalError, builtins.TimeoutError
+):
+    """Reports a scope whose ``timeout`` ran out, or a step that took longer than the driver waits.
+
+    ``step`` is the one in which it did (``connection``, ``statement``, ``commit``, or ``body`` for
+    the scope's own code), ``steps`` the seconds that each took.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str = "statement",
+        steps: Mapping[str, float] | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.step = step
+        self.steps = dict(steps or {})
+
+
 class QueryCancelledError(TransactionError, _DatabaseError):
     """Reports a statement that was stopped: by the server's time limit, or by an administrator."""
 
@@ -392,7 +400,7 @@ class PoolExhaustedError(ConnectionError, sa_exc.TimeoutError, builtins.TimeoutE
         self.holders = tuple(holders)
 
 
-class PoolDeadlockError(ConnectionError):
+class PoolDeadlockError(PoolExhaustedError):
     """Reports a wait that only the waiter itself could have ended; it is raised at once."""
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util.concurrency import await_only
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -69,23 +71,16 @@ async def test_a_step_that_cannot_be_stopped_is_told_of(
     monkeypatch.setattr(_concurrency, "_STOP_PAUSES", (0.01, 0.01))
     release = asyncio.Event()
 
-    class Stubborn:
-        sync_session = object()
+    def stubborn(core: object) -> None:
+        while not release.is_set():
+            try:
+                await_only(release.wait())
+            except asyncio.CancelledError:
+                continue
 
-        async def run_sync(self, step: object) -> None:
-            while not release.is_set():
-                try:
-                    await release.wait()
-                except asyncio.CancelledError:
-                    continue
-
+    session = AsyncSession()
     with caplog.at_level(logging.ERROR, "asyncsession_kit"):
-        finished = await async_carry(
-            Stubborn(),  # type: ignore[arg-type]
-            lambda core: None,
-            patience=0.01,
-            grace=0.01,
-        )
+        finished = await async_carry(session, stubborn, patience=0.01, grace=0.01)
     assert not finished
     assert "did not stop" in caplog.text
     release.set()

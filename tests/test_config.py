@@ -121,7 +121,7 @@ def test_a_good_value_is_taken(name: str, value: Any) -> None:
     assert getattr(changed, name) == value
     others = {other: getattr(changed, other) for other in DEFAULTS if other != name}
     assert others == {other: value for other, value in DEFAULTS.items() if other != name}
-    check_scope({name: value}, None)
+    check_scope({name: value}, {})
 
 
 @pytest.mark.parametrize(("name", "value"), each(BAD))
@@ -132,7 +132,7 @@ def test_a_bad_value_is_refused_everywhere(name: str, value: Any) -> None:
         lambda: SessionConfig(**{name: value}),
         lambda: configure_session(**{name: value}),
         lambda: before.merged({name: value}),  # type: ignore[misc]
-        lambda: check_scope({name: value}, None),
+        lambda: check_scope({name: value}, {}),
     )
     for way in ways:
         with pytest.raises(ConfigurationError, match=f"^{name}"):

@@ -25,10 +25,10 @@ from asyncsession_kit._engines import (
     begin_hook,
     check_handed_over,
     check_options,
-    read_only_options,
 )
 from asyncsession_kit._sqlite import label_writer
-from asyncsession_kit.config import LONGEST, SessionConfig, reset_session_config
+from asyncsession_kit._terms import read_only_options
+from asyncsession_kit.config import LONGEST, reset_session_config
 
 COUNT = [-2, 1.5, "5", None, True]
 BOOL = [0, 1, "yes", None]
@@ -203,6 +203,5 @@ def test_a_statement_timeout_needs_a_server_that_enforces_it(url: str) -> None:
 
 def test_a_transaction_begins_with_what_its_database_needs() -> None:
     """Nothing is done at the beginning of a transaction unless something asks for it."""
-    assert begin_hook("postgresql", SessionConfig()) is None
-    assert begin_hook("postgresql", SessionConfig(statement_timeout=1)) is not None
-    assert begin_hook("sqlite", SessionConfig()) is label_writer
+    assert begin_hook("postgresql") is None
+    assert begin_hook("sqlite") is label_writer

@@ -106,7 +106,7 @@ def test_what_some_errors_carry_besides_survives_pickling() -> None:
     assert copies[1].holders == ("a", "b")
     assert [str(error) for error in copies[2].errors] == ["first", "m"]
     bare = errors.TransactionTimeoutError("m")
-    assert (bare.step, bare.steps) == ("", {})
+    assert (bare.step, bare.steps) == ("statement", {})
 
 
 def test_the_tree_of_the_docstring_is_complete() -> None:

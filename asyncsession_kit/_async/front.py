@@ -49,7 +49,7 @@ def get_async_session(
     :raises DatabaseNotConfiguredError: no such database was set up.
     """
     config = get_session_config().merged(options)
-    state = SessionState(config, caller_origin(1), read_only=False)
+    state = SessionState(config, caller_origin(1))
     return async_database_named(database).new_session(state)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 from sqlalchemy import URL, MetaData
@@ -16,17 +17,21 @@ from .._engines import (
     SessionClass,
     begin_hook,
     engine_of,
+    limiter_for,
+    make_reader,
     making_engine,
     prepare,
-    read_only_options,
+    refuse_reader,
     source_target,
 )
 from .._holders import Holders
 from .._request import scope_request
 from .._session import kit_class
 from .._state import SessionState
+from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import Engine, Session, create_engine, unwrap_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
+from .gate import wait_at_gate
 from .scope import SessionScope
 from .turn import begin
 
@@ -58,8 +63,8 @@ class Database:
         self._session_class = kit_class(session_class)
         self._lock = Lock()
         self._engine: Engine | None = None
-        self._read_only: Engine | None = None
-        self._holders: Holders | None = None
+        # By terms: the engine as it is told to be for them, and who is at its pool.
+        self._variants: dict[Terms, tuple[Engine, Holders | None]] = {}
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -85,37 +90,66 @@ class Database:
         self._make_engine()
         return self._limits
 
+    @property
+    def holders(self) -> Holders | None:
+        """Return the gate before the pool; None where the pool has no limit that is known."""
+        return self._on(DEFAULT)[1]
+
     def _make_engine(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                engine = engine_of(self._source) or self._create()
+                engine = engine_of(self._source) or self._create({})
                 core = unwrap_engine(engine)
                 self._limits = prepare(core, self._source, begin)
-                self._holders = self._source.holders(core)
+                holders = self._source.holders(core, wait_at_gate)
+                self._variants = {DEFAULT: (engine, holders)}
                 self._engine = engine
             return self._engine
 
-    def _create(self) -> Engine:
+    def _create(self, more: Mapping[str, object]) -> Engine:
         with making_engine(self._source):
             target = source_target(self._source)
-            return create_engine(target.url, **self._source.engine_arguments(target))
+            options = self._source.engine_arguments(target)
+            return create_engine(target.url, **{**options, **more})
 
-    def _read_only_engine(self) -> Engine:
-        if self._read_only is None:
-            options = read_only_options(self._source.dialect)
-            self._read_only = self.engine.execution_options(**options)
-        return self._read_only
+    def _on(self, terms: Terms) -> tuple[Engine, Holders | None]:
+        found = self._variants.get(terms)
+        if found is not None:
+            return found
+        engine = self.engine
+        with self._lock:
+            if terms not in self._variants:
+                self._variants[terms] = self._make_variant(engine, terms)
+            return self._variants[terms]
+
+    def _make_variant(self, engine: Engine, terms: Terms) -> tuple[Engine, Holders | None]:
+        dialect = self._source.dialect
+        if not needs_reader_pool(dialect, terms):
+            options = execution_options(dialect, terms)
+            return engine.execution_options(**options), self._variants[DEFAULT][1]
+        # Readers without a transaction share one pool, whatever else their terms are.
+        if READERS not in self._variants:
+            refuse_reader(dialect, self._source)
+            reader = self._create({"isolation_level": "AUTOCOMMIT"})
+            core = unwrap_engine(reader)
+            prepare(core, self._source, begin)
+            make_reader(core)
+            holders = self._source.holders(core, wait_at_gate)
+            self._variants[READERS] = (reader, holders)
+        return self._variants[READERS]
 
     def new_session(self, state: SessionState) -> Session:
-        """Return a session for that state; nothing is sent."""
+        """Return a session for that state; nothing is sent.
+
+        :raises ConfigurationError: the database system cannot give what the state asks for.
+        """
         state.database = self
-        on_begin = begin_hook(self._source.dialect, state.config)
-        engine = self._read_only_engine() if state.read_only else self.engine
-        state.engine = engine
-        state.holders = self._holders
+        state.engine, state.holders = self._on(state.terms)
+        dialect = self._source.dialect
+        state.limiter = limiter_for(dialect, state.terms, state.config.statement_timeout)
         return self._session_class(
-            engine,
-            kit_on_begin=on_begin,
+            state.engine,
+            kit_on_begin=begin_hook(dialect),
             kit_state=state,
             expire_on_commit=state.config.expire_on_commit,
             autoflush=state.config.autoflush,
@@ -139,7 +173,7 @@ class Database:
         :raises ConfigurationError: an option is unknown or invalid.
         """
         config = get_session_config().merged(options)
-        return self.new_session(SessionState(config, caller_origin(1), read_only=False))
+        return self.new_session(SessionState(config, caller_origin(1)))
 
     def create_all(self, metadata: MetaData) -> None:
         """Create the tables that are missing, and commit; in an open scope, leave that to it."""
@@ -156,7 +190,8 @@ class Database:
         """
         wait_for_exits(_LAST_EXITS)
         with self._lock:
-            engine, self._engine, self._read_only = self._engine, None, None
-        if engine is not None:
+            pools = [self._variants[terms][0] for terms in OWN_POOLS if terms in self._variants]
+            self._engine, self._variants = None, {}
+        for engine in pools:
             engine.dispose()
         self._source.remove_private_file()

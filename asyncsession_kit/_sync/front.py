@@ -48,7 +48,7 @@ def get_session(*, database: str | None = None, **options: Unpack[ScopeOptions])
     :raises DatabaseNotConfiguredError: no such database was set up.
     """
     config = get_session_config().merged(options)
-    state = SessionState(config, caller_origin(1), read_only=False)
+    state = SessionState(config, caller_origin(1))
     return database_named(database).new_session(state)
 
 

@@ -12,7 +12,8 @@ from sqlalchemy.orm import SessionTransaction
 
 from .._ambient import ambient
 from .._callsite import describe
-from .._concurrency import carry, is_carried, logger, run_core
+from .._concurrency import carry, is_carried, logger, run_core, thread_id
+from .._deadline import Deadline
 from .._hooks import run_at_end, run_before_commit
 from .._outcome import Outcome
 from .._propagation import (
@@ -28,19 +29,26 @@ from .._session import (
     begin_savepoint,
     close_core,
     commit_and_close,
+    commit_session,
     core_of_session,
+    end_alone,
     given_session,
     release_savepoint,
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import SessionState, settle
+from .._state import RollbackMark, SessionState, is_gathered, settle
+from .._terms import Kind
 from .._types import Session
 from ..config import get_session_config
-from ..errors import PropagationError, UncommittedWorkWarning
+from ..errors import PropagationError, UncommittedWorkWarning, UnexpectedRollbackError
 
 if TYPE_CHECKING:
     from .database import Database
+
+
+# A scope that decided so has a session of its own.
+_OWN = (Decision.OPEN, Decision.BARE)
 
 
 class SessionScope:
@@ -52,11 +60,13 @@ class SessionScope:
     """
 
     __slots__ = (
+        "_around",
         "_core",
         "_database",
         "_decision",
         "_ending",
         "_given",
+        "_given_up",
         "_request",
         "_savepoint",
         "_session",
@@ -76,6 +86,8 @@ class SessionScope:
         self._database = database
         self._request = request
         self._given = session
+        self._given_up = False
+        self._around: Deadline | None = None
         self._decision = Decision.OPEN
         self._savepoint: SessionTransaction | None = None
         self._session: Session | None = None
@@ -115,6 +127,74 @@ class SessionScope:
         """Return how many transactions of this session were committed."""
         return 0 if self.state is None else self.state.commits
 
+    # --- what the body may do ---------------------------------------------------------------------
+
+    def set_rollback_only(self) -> None:
+        """Roll back when the scope is left, without an error.
+
+        A scope that joined another one forbids that one's commit, which raises; a nested one rolls
+        back to its savepoint only.  ``rollback()`` in the body clears it.
+
+        :raises PropagationError: the scope is not open, has no transaction, or does not end it.
+        """
+        state, core = self._ending_here("set_rollback_only")
+        if state.terms.kind is not Kind.TRANSACTION:
+            raise PropagationError(
+                f"set_rollback_only() cannot undo anything: the scope opened at"
+                f" {describe(state.origin)} has no transaction"
+            )
+        if self._decision is Decision.JOIN:
+            core.kit_mark_failed(self._told_name, None)
+        else:
+            state.mark_failed(RollbackMark(self._told_name, None, self._savepoint))
+        self._given_up = True
+
+    def release(self) -> None:
+        """Commit what was done so far, and give the connection back while other work takes long.
+
+        The session stays open, and takes a connection again when it is next used, in a transaction
+        of its own.  Objects keep their values, unless ``expire_on_commit`` is set.
+
+        :raises PropagationError: the scope is not open, it or a savepoint in it does not end the
+            transaction, or it has ``auto_commit=False`` and work that was never committed.
+        """
+        state, core = self._ending_here("release")
+        if self._decision in (Decision.JOIN, Decision.SAVEPOINT) or state.joined:
+            raise PropagationError(
+                "release() in a joined scope would end the transaction of the scope opened at"
+                f" {describe(state.origin)}; leave that to the outermost scope"
+            )
+        if core.in_nested_transaction():
+            raise PropagationError(
+                "release() inside a savepoint would end what encloses it; leave the savepoint first"
+            )
+        if not state.config.auto_commit and core.kit_has_uncommitted_work():
+            raise PropagationError(
+                "release() in a scope with auto_commit=False has work that was never committed;"
+                " call commit() or rollback() first"
+            )
+        assert self._session is not None
+        if core.kit_is_untouched():
+            state.leave_pool()
+        else:
+            self._session.commit()
+
+    def _ending_here(self, call: str) -> tuple[SessionState, KitSession]:
+        if not self.is_open or self.state is None or self._core is None:
+            raise PropagationError(
+                f"{call}() on a scope that is not open; call it in the body, on current_scope()"
+            )
+        if self._decision is Decision.LEND:
+            raise PropagationError(
+                f"{call}() on a session that was passed with session= is for the one who opened it,"
+                f" at {describe(self.state.origin)}"
+            )
+        return self.state, self._core
+
+    @property
+    def _told_name(self) -> str:
+        return self.name or describe(self._request.origin)
+
     # --- entering ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Session:
@@ -142,10 +222,8 @@ class SessionScope:
     def _enter(self, around: SessionScope | None) -> None:
         outer = None if around is None else around.state
         self._decision = decide(self._request.propagation, self._request.durable, outer)
-        if around is None or outer is None or self._decision is Decision.OPEN:
-            self._open()
-            assert self.state is not None
-            self.state.enclosing = outer is not None
+        if around is None or outer is None or self._decision in _OWN:
+            self._open(enclosing=outer is not None)
             return
         assert around.session is not None
         self._join(outer, around.session)
@@ -157,11 +235,12 @@ class SessionScope:
         except BaseException:
             # The body will not run; what the attempt did to the transaction is the outer's to see.
             self.state.joined -= 1
+            self._restore_deadline()
             raise
 
     def _use(self, session: Session) -> None:
         """Take part in a session that the caller passed, and that the caller ends."""
-        refuse_placement_with_session(self._request.propagation, self._request.durable)
+        refuse_placement_with_session(self._request)
         state = given_session(session)
         if state is not None:
             self._database = state.database
@@ -169,23 +248,54 @@ class SessionScope:
             self._decision = Decision.JOIN
             self._join(state, session)
             return
-        refuse_options_with_session(self._request.options, self._request.read_only)
+        refuse_options_with_session(self._request)
+        self._lend(state, session)
+
+    def open_lent(self, state: SessionState, session: Session) -> None:
+        """Be the open scope, until the scope is left, of a session that somebody else ends."""
+        self._lend(state, session)
+        self.is_open = True
+        ambient.push(self)
+
+    def _lend(self, state: SessionState | None, session: Session) -> None:
+        """Yield a session that somebody else ends; one of ours is the open one meanwhile."""
         self._decision = Decision.LEND
         self._session = session
+        if state is not None:
+            self.state, self._core = state, core_of_session(session)
+            self._database = state.database
+            # A thread that is lent a session is the one that uses it now.
+            state.thread = thread_id()
 
     def _join(self, state: SessionState, session: Session) -> None:
-        refuse_conflicts(state, self._request.options, self._request.read_only)
+        refuse_conflicts(state, self._request)
         self.state = state
         state.joined += 1
         self._session, self._core = session, core_of_session(session)
+        self._around = state.deadline
+        if self._request.timeout is not None:
+            deadline = Deadline(self._request.timeout, self._request.origin)
+            if self._around is None or deadline.at < self._around.at:
+                state.limit(deadline)
 
-    def _open(self) -> None:
+    def _restore_deadline(self) -> None:
+        if self.state is not None and self.state.deadline is not self._around:
+            self.state.limit(self._around)
+
+    def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
         config = get_session_config().merged(request.options)
-        self.state = SessionState(config, request.origin, bool(request.read_only))
-        self.state.scoped = True
-        self._session = self._database.new_session(self.state)
+        state = self.state = SessionState(config, request.origin, request.terms(self._decision))
+        state.scoped = True
+        state.enclosing = enclosing or is_gathered(self._database)
+        if request.timeout is not None:
+            state.deadline = Deadline(request.timeout, request.origin)
+        try:
+            self._session = self._database.new_session(state)
+        except BaseException:
+            self.state = None
+            raise
         self._core = core_of_session(self._session)
 
     # --- leaving ----------------------------------------------------------------------------------
@@ -204,30 +314,35 @@ class SessionScope:
         :raises TransactionDoomedError: a statement had failed and its error was swallowed.
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
-        if self._decision is not Decision.OPEN:
+        if self._decision not in _OWN:
             self._leave_joined(exc)
             return
         state, core = self.state, self._core
         assert state is not None and core is not None
-        normally = False
+        spared = self._request.spares(exc)
+        given_up = self._given_up and bool(state.marks)
+        kept = (exc is None or spared) and not given_up
+        done = False
         try:
             # Whoever leaves is entitled to: a generator may be finalised in another task.
             state.take_over()
             state.joined = 0
             if core.kit_is_untouched():
                 core.close()
-            elif exc is not None:
+            elif (exc is not None or given_up) and not (kept and core.kit_can_commit()):
                 self._give_up(state, core, exc)
+            elif state.terms.kind is not Kind.TRANSACTION:
+                self._end_alone(state)
             elif state.config.auto_commit:
-                self._complete(state, core)
+                self._complete(state)
             else:
                 self._discard(state, core)
-            normally = exc is None
+            done = kept
         except BaseException as error:
             exc = error
             raise
         finally:
-            self._leave(state, normally)
+            self._leave(state, done)
             settle(exc, self._ending)
             # Its traceback may lead to this frame, and would keep it and the session.
             del exc
@@ -237,19 +352,23 @@ class SessionScope:
     def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
         try:
-            if self.state is not None and self._core is not None:
-                self.state.joined = max(0, self.state.joined - 1)
-                if self._savepoint is not None:
-                    self._end_savepoint(self.state, self._savepoint, exc)
-                # A generator that is closed early has not failed: its caller has seen enough.
-                elif exc is not None and not isinstance(exc, GeneratorExit):
-                    self._mark_failed(exc)
+            if self.state is None or self._core is None or self._decision is Decision.LEND:
+                return
+            self.state.joined = max(0, self.state.joined - 1)
+            self._restore_deadline()
+            if exc is not None and self._request.spares(exc) and self._core.kit_can_commit():
+                exc = None
+            if self._savepoint is not None:
+                self._end_savepoint(self.state, self._savepoint, exc)
+            # A generator that is closed early has not failed: its caller has seen enough.
+            elif exc is not None and not isinstance(exc, GeneratorExit):
+                self._mark_failed(exc)
         finally:
             self._forget()
 
     def _mark_failed(self, exc: BaseException) -> None:
         assert self._core is not None
-        self._core.kit_mark_failed(self.name or describe(self._request.origin), exc)
+        self._core.kit_mark_failed(self._told_name, exc)
         self._ending = Outcome.ROLLED_BACK
 
     def _end_savepoint(
@@ -257,7 +376,10 @@ class SessionScope:
     ) -> None:
         """Release the savepoint, or roll back to it, which undoes what failed in it."""
         assert self._session is not None
-        if exc is None:
+        if exc is None and self._given_up:
+            why = UnexpectedRollbackError(f"the scope {self._told_name} was to be rolled back")
+            self._roll_back_to(state, savepoint, why)
+        elif exc is None:
             try:
                 run_core(self._session, partial(release_savepoint, savepoint))
             except BaseException as error:
@@ -296,30 +418,35 @@ class SessionScope:
             return
         if self._decision in (Decision.JOIN, Decision.SAVEPOINT):
             self.state.joined += 1
-        else:
+        elif self._decision in _OWN:
             self.state.take_over()
         ambient.push(self)
 
-    def _complete(self, state: SessionState, core: KitSession) -> None:
+    def _complete(self, state: SessionState) -> None:
         """Commit; in a task of its own if the scope may have written."""
         assert self._session is not None
         try:
             if state.hooks is not None:
                 run_before_commit(state.hooks)
-            if core.kit_may_have_written():
-                grace = state.config.commit_grace
-                carry(self._session, commit_and_close, patience=None, grace=grace)
-            else:
-                run_core(self._session, commit_and_close)
+            commit_session(self._session, commit_and_close)
         finally:
             self._ensure_closed(state)
 
-    def _give_up(self, state: SessionState, core: KitSession, exc: BaseException) -> None:
+    def _end_alone(self, state: SessionState) -> None:
+        """Close a session whose statements each were a transaction: there is nothing to commit."""
+        assert self._session is not None
+        try:
+            run_core(self._session, end_alone)
+        finally:
+            self._ensure_closed(state)
+
+    def _give_up(self, state: SessionState, core: KitSession, exc: BaseException | None) -> None:
         """Roll back after an exception of the body, which is the one that goes on."""
         assert self._session is not None
         # A reader that was closed early has handed out objects, which a rollback would expire.
         stopped = isinstance(exc, GeneratorExit) and not core.kit_may_have_written()
-        quietly = stopped or not state.config.auto_rollback
+        alone = state.terms.kind is not Kind.TRANSACTION
+        quietly = stopped or alone or not state.config.auto_rollback
         step = close_core if quietly else rollback_and_close
         limit = state.config.cleanup_timeout
         try:
@@ -335,7 +462,7 @@ class SessionScope:
         if lost:
             code, line = self._request.origin
             warnings.warn_explicit(
-                f"the scope {self.name or describe(self._request.origin)} has auto_commit=False and"
+                f"the scope {self._told_name} has auto_commit=False and"
                 " ended with work that was never committed; it was discarded. Call commit() in the"
                 " body, or rollback() to say that this is meant",
                 UncommittedWorkWarning,
@@ -351,8 +478,8 @@ class SessionScope:
         limit = state.config.cleanup_timeout
         carry(self._session, close_core, patience=limit, grace=limit)
 
-    def _leave(self, state: SessionState, normally: bool) -> None:
-        kept = normally and state.config.auto_commit
+    def _leave(self, state: SessionState, done: bool) -> None:
+        kept = done and state.config.auto_commit
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None

@@ -68,7 +68,7 @@ async def test_pool_size_and_overflow_limit_the_connections(
     assert pg_database.view.value(CONNECTIONS) == size + overflow
 
     began = time.monotonic()
-    with pytest.raises(PoolTimeoutError, match=f"size {size} overflow {overflow}"):
+    with pytest.raises(PoolTimeoutError, match=f"all {size + overflow} of the pool are held"):
         await open_sessions(db, 1)
     assert 0.3 <= time.monotonic() - began < 5
     assert pg_database.view.value(CONNECTIONS) == size + overflow

@@ -146,7 +146,7 @@ async def use_in_a_task(db: AsyncDatabase, options: ScopeOptions) -> None:
     assert_type(scope.is_open, bool)
 
     async_session_scope("import")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    async_session_scope(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    async_session_scope(time_out=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     async_session_scope(auto_commit="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     async_session_scope(read_only="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     async_session_scope(session=get_session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -192,7 +192,7 @@ def use_in_a_thread(db: Database, options: ScopeOptions) -> None:
     assert_type(scope.is_open, bool)
 
     session_scope("import")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    session_scope(timeout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    session_scope(time_out=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     session_scope(auto_commit="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     session_scope(read_only="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     session_scope(session=get_async_session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -265,7 +265,7 @@ async def call_in_a_task(session: AsyncSession) -> None:
     await count_in_a_task()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await count_in_a_task(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     await count_in_a_task("name", limit="2")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    async_with_session(timeout=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    async_with_session(time_out=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def call_in_a_thread(session: Session) -> None:
@@ -280,7 +280,7 @@ def call_in_a_thread(session: Session) -> None:
     count_in_a_thread()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     count_in_a_thread(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     count_in_a_thread("name", limit="2")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    with_session(timeout=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    with_session(time_out=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 # --- settings and errors --------------------------------------------------------------------------

@@ -1,0 +1,310 @@
+# Generated from _async/test_deadline.py by asyncsession_kit._tools.unasync; do not edit.
+"""A scope's timeout bounds each wait for the database, and never the code of the body."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
+
+from asyncsession_kit import (
+    ConfigurationError,
+    Database,
+    PoolExhaustedError,
+    TransactionTimeoutError,
+)
+from asyncsession_kit._types import unwrap_engine
+from tests.support.elsewhere import Flag, beside, elsewhere, pause
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account, Base
+from tests.support.proxy import ThreadedWireProxy
+
+SLEEP = text("SELECT pg_sleep(20)")
+LIMIT = text("SHOW statement_timeout")
+# Longer than any test may wait.
+ENDLESS = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+)
+
+
+@pytest.fixture
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+    """A proxy that sees each statement on its way to the server."""
+    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+    """A database with a single connection."""
+    database = Database(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
+    database.create_all(Base.metadata)
+    yield database
+    database.dispose()
+
+
+def checked_out(db: Database) -> int:
+    return unwrap_engine(db.engine).pool.checkedout()  # type: ignore[attr-defined]
+
+
+def names(db: Database) -> list[str]:
+    with db.session_scope(read_only=True, propagation="new") as session:
+        return list(session.scalars(select(Account.name).order_by(Account.name)))
+
+
+# --- where the time runs out ----------------------------------------------------------------------
+
+
+def test_deadline_inside_pg_sleep(narrow: Database, proxy: ThreadedWireProxy) -> None:
+    """The server ends the statement, the error says which step, and the connection is kept."""
+    with narrow.session_scope() as session:
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+    scope = narrow.session_scope(timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(
+        TransactionTimeoutError, match=r"timeout=0\.5 .* waited for a stat"
+    ) as caught:
+        with scope as session:
+            session.add(Account(name="a"))
+            session.execute(SLEEP)
+    assert time.monotonic() - began < 10
+    error = caught.value
+    assert (error.step, error.sqlstate, scope.outcome) == ("statement", "57014", "rolled_back")
+    assert error.steps["statement"] > error.steps["body"]
+    assert isinstance(error, OperationalError | TimeoutError)
+    assert pickle.loads(pickle.dumps(error)).steps == error.steps
+    with narrow.session_scope() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) == backend
+        assert session.scalar(LIMIT) == "0"
+    assert names(narrow) == []
+
+
+def test_deadline_while_waiting_for_the_pool(narrow: Database) -> None:
+    """The gate before the pool ends the wait, and the place in line is given up."""
+    free, held = Flag(), Flag()
+
+    def hold() -> None:
+        with narrow.session_scope() as session:
+            session.execute(LIMIT)
+            held.set()
+            free.wait()
+
+    join = beside(hold)
+    held.wait()
+    scope = narrow.session_scope(timeout=0.2)
+    with pytest.raises(TransactionTimeoutError, match="waited for a connection") as caught:
+        with scope as session:
+            session.execute(LIMIT)
+    assert caught.value.step == "connection"
+    assert caught.value.steps["connection"] >= 0.19
+    assert scope.outcome == "rolled_back"
+    free.set()
+    join()
+    assert checked_out(narrow) == 0
+    with narrow.session_scope(timeout=5) as session:
+        session.execute(LIMIT)
+
+
+def test_the_body_itself_is_never_interrupted(db: Database) -> None:
+    """Its own code runs as long as it likes; the next call of the session is refused."""
+    scope = db.session_scope(timeout=0.1)
+    finished = False
+    with pytest.raises(TransactionTimeoutError, match="in its own code") as caught:
+        with scope as session:
+            session.add(Account(name="a"))
+            session.flush()
+            pause(0.2)
+            finished = True
+            session.execute(select(Account))
+    assert finished
+    assert caught.value.step == "body"
+    assert caught.value.steps["body"] >= 0.19
+    assert scope.outcome == "rolled_back"
+    assert names(db) == []
+
+
+def test_work_that_came_too_late_is_not_committed(db: Database) -> None:
+    """A COMMIT is a wait as well, and is not begun when the time is over."""
+    scope = db.session_scope(timeout=0.1)
+    with pytest.raises(TransactionTimeoutError):
+        with scope as session:
+            session.add(Account(name="a"))
+            session.flush()
+            pause(0.2)
+    assert scope.outcome == "rolled_back"
+    assert names(db) == []
+
+
+def test_a_scope_that_has_time_is_like_any_other(db: Database) -> None:
+    """Nothing of the limit is left, neither in the scope's own transactions nor afterwards."""
+    scope = db.session_scope(timeout=30)
+    with scope as session:
+        session.add(Account(name="a"))
+        session.commit()
+        session.add(Account(name="b"))
+        assert session.get(Account, 1) is not None
+        with session.begin_nested():
+            session.add(Account(name="c"))
+    assert (scope.outcome, scope.commits) == ("committed", 2)
+    assert names(db) == ["a", "b", "c"]
+
+
+def test_sqlite_breaks_off_a_statement(sqlite_db: Database) -> None:
+    """SQLite looks at the time while it works, and works on for the next one."""
+    scope = sqlite_db.session_scope(timeout=0.3, read_only=True)
+    began = time.monotonic()
+    with pytest.raises(TransactionTimeoutError) as caught:
+        with scope as session:
+            session.execute(ENDLESS)
+    assert time.monotonic() - began < 10
+    assert caught.value.step == "statement"
+    assert scope.outcome == "rolled_back"
+    with sqlite_db.session_scope() as session:
+        pause(0.3)
+        session.add(Account(name="a"))
+    assert names(sqlite_db) == ["a"]
+
+
+def test_deadline_while_waiting_to_write_to_sqlite(sqlite_db: Database) -> None:
+    """The queue of writers is a wait for the database too, however long busy_timeout is."""
+    free, held = Flag(), Flag()
+
+    def hold() -> None:
+        with sqlite_db.session_scope() as session:
+            session.add(Account(name="a"))
+            session.flush()
+            held.set()
+            free.wait()
+
+    join = beside(hold)
+    held.wait()
+    began = time.monotonic()
+
+    def write() -> None:
+        with sqlite_db.session_scope(timeout=0.3) as session:
+            session.add(Account(name="b"))
+            session.flush()
+
+    with pytest.raises(TransactionTimeoutError):
+        elsewhere(write)
+    assert time.monotonic() - began < 4
+    free.set()
+    join()
+    with sqlite_db.session_scope() as session:
+        session.add(Account(name="c"))
+    assert names(sqlite_db) == ["a", "c"]
+
+
+# --- joined scopes --------------------------------------------------------------------------------
+
+
+def test_the_earlier_deadline_holds(pg_db: Database) -> None:
+    """A joined scope can shorten the time for itself, and never lengthen it."""
+    with pytest.raises(TransactionTimeoutError, match=r"timeout=0\.3 "):
+        with (
+            pg_db.session_scope(timeout=0.3),
+            pg_db.session_scope(timeout=30) as session,
+        ):
+            session.execute(SLEEP)
+    with pytest.raises(TransactionTimeoutError, match=r"timeout=0\.3 "):
+        with pg_db.session_scope(timeout=30) as session:
+            session.execute(LIMIT)
+            with pg_db.session_scope(timeout=0.3):
+                session.execute(SLEEP)
+
+
+@pytest.mark.parametrize("around", [None, 30])
+def test_the_outer_limit_is_back_afterwards(around: Any, pg_db: Database) -> None:
+    """What a joined scope had the server hold ends with it."""
+    with pg_db.session_scope(timeout=around) as session:
+        session.execute(LIMIT)
+        with pg_db.session_scope(timeout=0.3, propagation="nested"):
+            assert str(session.scalar(LIMIT)).endswith("ms")
+        limit = session.scalar(LIMIT)
+        assert limit == "0" if around is None else limit != "0"
+        pause(0.35)
+        session.execute(LIMIT)
+
+
+def test_a_deadline_for_a_passed_session(pg_db: Database) -> None:
+    """One that is joined may be shortened; one that the caller made is used as it is."""
+    with pg_db.session_scope() as session:
+        with pytest.raises(TransactionTimeoutError):
+            with pg_db.session_scope(session=session, timeout=0.2):
+                session.execute(SLEEP)
+        session.rollback()
+    plain = pg_db.get_session()
+    with pytest.raises(ConfigurationError, match="timeout cannot be set on a session"):
+        with pg_db.session_scope(session=plain, timeout=1):
+            pytest.fail("the body ran")
+    plain.close()
+
+
+# --- what it costs on the wire --------------------------------------------------------------------
+
+
+def test_the_server_is_told_once_and_again_when_half_is_left(
+    narrow: Database, proxy: ThreadedWireProxy
+) -> None:
+    """One statement a scope, and one more for each halving of what is left."""
+
+    def told() -> int:
+        return sum("SET LOCAL statement_timeout" in sql for sql in proxy.executed)
+
+    proxy.reset_counts()
+    with narrow.session_scope(timeout=60) as session:
+        for _ in range(5):
+            session.execute(LIMIT)
+    assert told() == 1
+    proxy.reset_counts()
+    with narrow.session_scope(timeout=1.5) as session:
+        session.execute(LIMIT)
+        pause(0.9)
+        session.execute(LIMIT)
+        session.execute(LIMIT)
+    assert told() == 2
+    proxy.reset_counts()
+    with narrow.session_scope() as session:
+        session.execute(LIMIT)
+    assert told() == 0
+
+
+def test_the_shorter_of_two_limits_holds(pg_db: Database) -> None:
+    """statement_timeout is for each statement, timeout for all of them."""
+    with pg_db.session_scope(timeout=60, statement_timeout=2) as session:
+        assert session.scalar(LIMIT) == "2s"
+    with pg_db.session_scope(timeout=1, statement_timeout=20) as session:
+        assert session.scalar(LIMIT) != "20s"
+
+
+# --- bad input, and the pool's own limit ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "3", True, float("nan"), 10**10])
+def test_a_timeout_is_seconds_above_zero(timeout: Any, sqlite_db: Database) -> None:
+    """Anything else is refused before the scope is opened."""
+    with pytest.raises(ConfigurationError, match=r"timeout=.* is not a duration"):
+        sqlite_db.session_scope(timeout=timeout)
+
+
+def test_the_pool_tells_who_holds_its_connections(pg_database: PgDatabase) -> None:
+    """Whoever got none learns who has them, since when, and where each was opened."""
+    db = Database(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=0.2)
+    with db.session_scope() as session:
+        session.execute(LIMIT)
+
+        def wait() -> None:
+            with db.session_scope() as other:
+                other.execute(LIMIT)
+
+        with pytest.raises(
+            PoolExhaustedError, match=r"all 1 of the pool are held: .*opened at"
+        ) as e:
+            elsewhere(wait)
+        assert __file__.rpartition("/")[2] in str(e.value)
+    db.dispose()

@@ -1,0 +1,274 @@
+# Generated from _async/test_snapshot.py by asyncsession_kit._tools.unasync; do not edit.
+"""Reads without a transaction: each statement alone, refused by the server all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import DBAPIError
+
+from asyncsession_kit import (
+    ConfigurationError,
+    Database,
+    PropagationError,
+    ReadOnlyTransactionError,
+    configure_session,
+    on_begin,
+)
+from asyncsession_kit._types import create_engine
+from asyncsession_kit.config import reset_session_config
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account, Base
+from tests.support.proxy import ThreadedWireProxy
+
+ALONE: dict[str, Any] = {"read_only": True, "snapshot": False}
+SWITCH_OFF = [
+    "SET default_transaction_read_only = off",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+    "SELECT set_config('default_transaction_read_only', 'off', false)",
+    "RESET ALL",
+    "DISCARD ALL",
+]
+
+
+@pytest.fixture
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+    """A proxy that sees each statement on its way to the server."""
+    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+    """A database with a single connection of each kind, with the tests' tables."""
+    database = Database(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
+    database.create_all(Base.metadata)
+    with database.session_scope() as session:
+        session.add(Account(name="a"))
+    yield database
+    database.dispose()
+
+
+def names(db: Database) -> list[str]:
+    with db.session_scope(read_only=True, propagation="new") as session:
+        return list(session.scalars(select(Account.name).order_by(Account.name)))
+
+
+def test_each_statement_is_one_round_trip(narrow: Database, proxy: ThreadedWireProxy) -> None:
+    """Once the connection is there, nothing but the statements crosses the wire."""
+    read = select(Account.name)
+    for _ in range(2):
+        with narrow.session_scope(**ALONE) as session:
+            session.scalars(read)
+    proxy.reset_counts()
+    scope = narrow.session_scope(**ALONE)
+    with scope as session:
+        assert list(session.scalars(read)) == ["a"]
+        assert list(session.scalars(read)) == ["a"]
+    assert proxy.round_trips == 2
+    assert [sql.split()[0] for sql in proxy.executed] == ["SELECT", "SELECT"]
+    assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+def test_the_next_statement_sees_what_others_committed(narrow: Database) -> None:
+    """There is no snapshot: that is what is given up for the round trips."""
+    with narrow.session_scope(**ALONE) as session:
+        assert list(session.scalars(select(Account.name))) == ["a"]
+        with narrow.session_scope(propagation="new") as other:
+            other.add(Account(name="b"))
+        assert sorted(session.scalars(select(Account.name))) == ["a", "b"]
+
+
+def test_writes_are_refused_by_the_server(db: Database) -> None:
+    """Raw SQL and Core statements are refused by the database, objects before they are sent."""
+    for statement in (text("DELETE FROM accounts"), insert(Account).values(name="b")):
+        with pytest.raises(DBAPIError, match=r"read-only|readonly"):
+            with db.session_scope(**ALONE) as session:
+                session.execute(statement)
+    with pytest.raises(ReadOnlyTransactionError, match="1 object"):
+        with db.session_scope(**ALONE) as session:
+            session.add(Account(name="b"))
+            session.flush()
+    scope = db.session_scope(**ALONE)
+    with pytest.raises(ReadOnlyTransactionError):
+        with scope as session:
+            session.add(Account(name="b"))
+    assert scope.outcome == "rolled_back"
+    assert names(db) == []
+
+
+@pytest.mark.parametrize("statement", SWITCH_OFF)
+def test_the_next_user_cannot_write_whatever_the_body_switched_off(
+    statement: str, narrow: Database
+) -> None:
+    """A connection that lost its default is dropped when it comes back."""
+    with narrow.session_scope(**ALONE) as session:
+        session.execute(text(statement))
+    with pytest.raises(DBAPIError, match="read-only"):
+        with narrow.session_scope(**ALONE) as session:
+            session.execute(text("DELETE FROM accounts"))
+    assert names(narrow) == ["a"]
+
+
+def test_on_sqlite_the_default_is_put_back(sqlite_db: Database) -> None:
+    """A body that lets its connection write does so for itself alone, and writers can write."""
+    with sqlite_db.session_scope(**ALONE) as session:
+        session.execute(text("PRAGMA query_only = 0"))
+    for _ in range(3):
+        with pytest.raises(DBAPIError, match="readonly"):
+            with sqlite_db.session_scope(**ALONE) as session:
+                session.execute(text("DELETE FROM accounts"))
+    with sqlite_db.session_scope() as session:
+        session.add(Account(name="b"))
+    assert names(sqlite_db) == ["b"]
+
+
+def test_joined_scopes_take_part(db: Database) -> None:
+    """What joins reads alone too, may not write, and may not ask for a snapshot."""
+    with db.session_scope(**ALONE) as session:
+        with db.session_scope() as same:
+            assert same is session
+        with pytest.raises(PropagationError, match="read_only=False cannot hold"):
+            with db.session_scope(read_only=False):
+                pytest.fail("the body ran")
+        with pytest.raises(PropagationError, match="snapshot=True cannot hold"):
+            with db.session_scope(read_only=True, snapshot=True):
+                pytest.fail("the body ran")
+
+
+# --- what cannot go together ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"read_only": False}, "for reads only"),
+        ({"read_only": None}, "for reads only"),
+        ({"isolation_level": "SERIALIZABLE"}, "isolation_level='SERIALIZABLE' holds for a transac"),
+        ({"timeout": 3}, "timeout=3 holds for a transaction"),
+        ({"propagation": "nested"}, "has no transaction to make it in"),
+        ({"snapshot": 0}, "snapshot=0 is not a bool"),
+    ],
+)
+def test_what_needs_a_transaction_is_refused(
+    more: dict[str, Any], told: str, sqlite_db: Database
+) -> None:
+    """The error names the two that do not go together."""
+    with pytest.raises(ConfigurationError, match=told):
+        sqlite_db.session_scope(**{**ALONE, **more})
+
+
+def test_savepoints_are_refused(db: Database) -> None:
+    """Neither a nested scope nor begin_nested() has anything to go back to."""
+    with db.session_scope(**ALONE) as session:
+        with pytest.raises(PropagationError, match="no savepoints"):
+            with session.begin_nested():
+                pytest.fail("the body ran")
+        with pytest.raises(PropagationError, match="no savepoints"):
+            with db.session_scope(propagation="nested"):
+                pytest.fail("the body ran")
+        assert session.scalar(select(Account.name)) is None
+
+
+def test_streams_are_refused(db: Database) -> None:
+    """A cursor on the server lives as long as a transaction."""
+    for options in ({"yield_per": 1}, {"stream_results": True}):
+        with db.session_scope(**ALONE) as session:
+            with pytest.raises(PropagationError, match="streamed"):
+                session.execute(select(Account).execution_options(**options))
+
+
+def test_a_statement_timeout_is_refused(pg_db: Database) -> None:
+    """SET LOCAL does nothing outside of a transaction, so that the limit would not hold."""
+    with pytest.raises(ConfigurationError, match="a session without a transaction"):
+        with pg_db.session_scope(**ALONE, statement_timeout=3):
+            pytest.fail("the body ran")
+    configure_session(statement_timeout=3)
+    try:
+        with pytest.raises(ConfigurationError, match="set it to None"):
+            with pg_db.session_scope(**ALONE):
+                pytest.fail("the body ran")
+        with pg_db.session_scope(**ALONE, statement_timeout=None) as session:
+            assert session.scalar(text("SELECT 1")) == 1
+    finally:
+        reset_session_config()
+
+
+def test_nothing_begins_and_so_on_begin_is_refused(db: Database) -> None:
+    """SET LOCAL of a hook would be forgotten before the next statement."""
+    with db.session_scope(**ALONE):
+        with pytest.raises(PropagationError, match="no transaction"):
+            on_begin(print)
+
+
+def test_it_needs_connections_of_its_own(pg_database: PgDatabase) -> None:
+    """An engine of the application has one pool; another one cannot be made from it."""
+    url = pg_database.url_for("postgresql+psycopg")
+    database = Database(create_engine(url))
+    with pytest.raises(ConfigurationError, match="handed over"):
+        with database.session_scope(**ALONE):
+            pytest.fail("the body ran")
+    with database.session_scope(read_only=True) as session:
+        assert session.scalar(text("SELECT 1")) == 1
+    database.dispose()
+
+
+# --- scopes without a transaction that may write --------------------------------------------------
+
+
+def test_a_statement_that_needs_no_transaction_runs(pg_db: Database) -> None:
+    """What refuses to run inside a transaction runs in a not_supported scope."""
+    with pytest.raises(DBAPIError, match="cannot run inside a transaction block"):
+        with pg_db.session_scope() as session:
+            session.execute(text("VACUUM accounts"))
+    scope = pg_db.session_scope(propagation="not_supported")
+    with scope as session:
+        session.execute(text("VACUUM accounts"))
+    assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+def test_each_statement_is_stored_by_itself(db: Database) -> None:
+    """A failure undoes nothing, and nobody claims that it does."""
+    scope = db.session_scope(propagation="supports")
+    with pytest.raises(KeyError):
+        with scope as session:
+            session.execute(insert(Account).values(name="a"))
+            with pytest.raises(PropagationError, match="cannot undo"):
+                session.rollback()
+            raise KeyError
+    assert scope.outcome == "unknown"
+    assert names(db) == ["a"]
+
+
+def test_objects_are_not_flushed_without_a_transaction(db: Database) -> None:
+    """Half of a flush could be stored, so that it is refused with the objects named."""
+    scope = db.session_scope(propagation="supports")
+    with pytest.raises(PropagationError, match=r"1 object\(s\) of Account"):
+        with scope as session:
+            session.add(Account(name="a"))
+    assert scope.outcome == "rolled_back"
+    assert names(db) == []
+
+
+def test_a_failed_reader_counts_as_rolled_back(db: Database) -> None:
+    """Where nothing but reads was sent there is nothing to wonder about."""
+    scope = db.session_scope(propagation="supports")
+    with pytest.raises(KeyError):
+        with scope as session:
+            session.scalars(select(Account))
+            raise KeyError
+    assert scope.outcome == "rolled_back"
+
+
+def test_commit_has_nothing_to_do_without_a_transaction(db: Database) -> None:
+    """Code that commits by hand runs as it is; nothing is counted, as nothing was committed."""
+    for settings in (ALONE, {"propagation": "supports"}):
+        scope = db.session_scope(**settings)  # type: ignore[arg-type]
+        with scope as session:
+            session.scalars(select(Account))
+            session.commit()
+            session.scalars(select(Account))
+        assert (scope.outcome, scope.commits) == ("committed", 0)
