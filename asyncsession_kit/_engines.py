@@ -217,7 +217,7 @@ class EngineSource:
     def holders(self, engine: Engine, wait: Wait) -> Holders | None:
         """Return the gate before the pool; None where there are connections for all."""
         if self.engine is not None:
-            # Who holds them is of interest, although the application's pool is no business of ours.
+            # Its pool has no gate of ours, but who holds its connections is worth knowing.
             return (
                 Holders(engine, wait, pool_size=0) if isinstance(engine.pool, QueuePool) else None
             )

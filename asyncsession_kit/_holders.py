@@ -199,11 +199,12 @@ class Holders:
         deadline = place.state.deadline
         if deadline is not None and deadline.left() <= 0:
             raise deadline.error("connection")
+        held = _held(self._holding)
         raise PoolExhaustedError(
             f"{_opened(place.state)} waited {seconds:g} s for a connection; all {self.capacity} of"
-            f" the pool are held: {'; '.join(_held(self._holding))}. Hold connections for a shorter time, or raise"
+            f" the pool are held: {'; '.join(held)}. Hold connections for a shorter time, or raise"
             " pool_size or max_overflow",
-            holders=_held(self._holding),
+            holders=held,
         )
 
     def exhausted(self, cause: sa_exc.TimeoutError, checked_out: int) -> PoolExhaustedError:
