@@ -105,6 +105,10 @@ def test_each_error_is_recognised(
     before = bare_error(driver, case, place)
     after = kit_error(driver, case, place)
 
+    if type(before) is ValueError:
+        # What aiosqlite says of a closed connection, which SQLAlchemy 2.0 lets through as it is.
+        assert (type(after), str(after)) == (ValueError, str(before))
+        return
     assert isinstance(after, errors.SessionError)
     assert case.error in {cls.__name__ for cls in type(after).__mro__}
     assert (after.phase, after.retryable) == (case.phase, case.retryable)
@@ -180,7 +184,7 @@ def test_every_error_of_a_driver_is_provoked() -> None:
         "PoolDeadlockError",
         "ConnectTimeoutError",
     }
-    assert wanted - elsewhere == names - {"TransactionTimeoutError"}
+    assert wanted - elsewhere == names
 
 
 def test_the_readme_has_the_table() -> None:
