@@ -74,6 +74,9 @@ def _has_rolled_back(context: ExceptionContext, connection: Connection) -> bool:
     """Tell whether SQLite has rolled back by itself: OR ROLLBACK, a full disk, an I/O error."""
     if context.dialect.name != "sqlite" or not connection.in_transaction():
         return False
+    if context.is_disconnect:
+        # It cannot be asked any more, and is dropped anyway.
+        return False
     in_transaction = IN_TRANSACTION.get(context.dialect.driver)
     driver_connection = connection.connection.driver_connection
     return in_transaction is not None and not in_transaction(driver_connection)
