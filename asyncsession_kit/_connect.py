@@ -22,7 +22,7 @@ from sqlalchemy.engine import Dialect
 
 from . import errors
 from ._aiosqlite import worker_reports
-from .errors import ConnectionError, SessionError
+from .errors import ConnectionError, ErrorKind, SessionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class _Meaning:
     error: type[ConnectionError]
     what: str
     remedy: str
+    kind: ErrorKind | None = None
 
 
 _WRONG_PASSWORD = _Meaning(
@@ -100,17 +101,20 @@ _STARTING = _Meaning(
     errors.ServerUnavailableError,
     "the server does not accept connections yet, or any more",
     "try again when it has started",
+    ErrorKind.SERVER_STARTING,
 )
 _STOPPING = _Meaning(
     errors.ServerUnavailableError,
     "the server is shutting down",
     "try again when it has been restarted",
+    ErrorKind.SERVER_STOPPING,
 )
 _FULL = _Meaning(
     errors.ServerUnavailableError,
     "the server has no connection left for this user",
     "lower pool_size and max_overflow (all processes count together), raise the limit on the"
     " server, or put a pooler in between",
+    ErrorKind.TOO_MANY_CONNECTIONS,
 )
 _WRONG_ROLE = _Meaning(
     errors.ServerUnavailableError,
@@ -314,6 +318,7 @@ def _translated(finding: _Finding, error: Exception, url_text: str) -> Connectio
         sqlstate=finding.sqlstate,
         errno=finding.errno,
         phase="connect",
+        kind=meaning.kind,
     )
 
 

@@ -44,7 +44,9 @@ def _remember(context: ExceptionContext) -> None:
     connection = context.connection
     if connection is None or doom_of(connection) is not None or not _leaves_damage(context):
         return
-    error = context.sqlalchemy_exception or context.original_exception
+    # What the body sees: another listener may have replaced it.
+    replaced = getattr(context, "chained_exception", None)
+    error = replaced or context.sqlalchemy_exception or context.original_exception
     if _has_rolled_back(context, connection):
         # Whatever came next would be stored by itself, outside of any transaction.
         connection.invalidate(error)
@@ -78,6 +80,9 @@ def _leaves_damage(context: ExceptionContext) -> bool:
 def _has_rolled_back(context: ExceptionContext, connection: Connection) -> bool:
     """Tell whether SQLite has rolled back by itself: OR ROLLBACK, a full disk, an I/O error."""
     if context.dialect.name != "sqlite" or not connection.in_transaction():
+        return False
+    if context.is_disconnect:
+        # It cannot be asked any more, and is dropped anyway.
         return False
     in_transaction = IN_TRANSACTION.get(context.dialect.driver)
     driver_connection = connection.connection.driver_connection

@@ -13,7 +13,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from . import _mysql, _sqlite
 from ._aiosqlite import CONNECT_ARGUMENTS
@@ -21,11 +21,12 @@ from ._concurrency import Lock, logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
-from ._holders import Holders, Wait
+from ._holders import Holders, Wait, watch_pool
 from ._limits import watch_limits
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import Kind, Terms
+from ._translate import translate_errors
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
 from .config import did_you_mean, is_duration
 from .errors import ConfigurationError
@@ -214,9 +215,12 @@ class EngineSource:
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine, wait: Wait) -> Holders | None:
-        """Return the gate before the pool; None where the number of connections is not known."""
+        """Return the gate before the pool; None where there are connections for all."""
         if self.engine is not None:
-            return None
+            # Its pool has no gate of ours, but who holds its connections is worth knowing.
+            return (
+                Holders(engine, wait, pool_size=0) if isinstance(engine.pool, QueuePool) else None
+            )
         names = ("pool_size", "max_overflow", "pool_timeout")
         limits = {name: self.options[name] for name in names if name in self.options}
         holders = Holders(engine, wait, **limits)
@@ -336,8 +340,11 @@ def _root(engine: Engine) -> Engine:
 
 def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
     install_connect_errors(engine, source.text)
-    watch_errors(engine)
+    # In this order: what dooms a transaction is the error that its body sees.
+    translate_errors(engine)
     watch_limits(engine)
+    watch_errors(engine)
+    watch_pool(engine)
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from ._callsite import describe
@@ -88,6 +89,8 @@ class Holders:
         self._holding: WeakKeyDictionary[SessionState, float] = WeakKeyDictionary()
         self._waiting: WeakKeyDictionary[SessionState, None] = WeakKeyDictionary()
         self._queue: deque[Place] = deque()
+        if isinstance(engine.pool, _WatchedPool):
+            type(engine.pool).kit_holders = self
 
     # --- coming and going -------------------------------------------------------------------------
 
@@ -196,11 +199,27 @@ class Holders:
         deadline = place.state.deadline
         if deadline is not None and deadline.left() <= 0:
             raise deadline.error("connection")
+        held = _held(self._holding)
         raise PoolExhaustedError(
             f"{_opened(place.state)} waited {seconds:g} s for a connection; all {self.capacity} of"
-            f" the pool are held: {self._told()}. Hold connections for a shorter time, or raise"
-            " pool_size or max_overflow"
+            f" the pool are held: {'; '.join(held)}. Hold connections for a shorter time, or raise"
+            " pool_size or max_overflow",
+            holders=held,
         )
+
+    def exhausted(self, cause: sa_exc.TimeoutError, checked_out: int) -> PoolExhaustedError:
+        """Return what to raise where the pool itself had no connection in time."""
+        with self._lock:
+            # Who is at the pool just now has none yet.
+            holding = {
+                state: since
+                for state, since in self._holding.items()
+                if state.connection is not None
+            }
+        held = _held(holding)
+        if checked_out > len(held):
+            held.append(f"{checked_out - len(held)} by what is no session of this package")
+        return _exhausted(cause, held)
 
     def _refuse_deadlock(self, place: Place) -> None:
         holding = list(self._holding)
@@ -208,7 +227,7 @@ class Holders:
         unknown = self._pool.checkedout() - len(holding)  # type: ignore[attr-defined]
         if unknown > 0 or not all(_flow(holder) in stuck for holder in holding):
             return
-        told = self._told()
+        held = _held(self._holding)
         self.step_out(place)
         for gathered in gatherings.get():
             # They are told with this, and the others need not be.
@@ -216,14 +235,10 @@ class Holders:
                 self._waiting.pop(gathered.state, None)
         raise PoolDeadlockError(
             f"{_opened(place.state)} needs a connection, but all {self.capacity} of the pool are"
-            f" held by scopes that wait for one themselves: {told}."
-            " Raise pool_size or max_overflow above the number of scopes that nest, or join"
+            f" held by scopes that wait for one themselves: {'; '.join(held)}."
+            " Raise pool_size or max_overflow above the number of scopes that nest, or join",
+            holders=held,
         )
-
-    def _told(self) -> str:
-        now = time.monotonic()
-        held = sorted(self._holding.items(), key=lambda item: item[1])
-        return "; ".join(f"{_name(state)} for {now - since:.2f} s" for state, since in held)
 
 
 @contextmanager
@@ -248,6 +263,12 @@ def _opened(state: SessionState) -> str:
     return f"the session opened at {describe(state.origin)}"
 
 
+def _held(holding: Mapping[SessionState, float]) -> list[str]:
+    now = time.monotonic()
+    longest_first = sorted(holding.items(), key=lambda item: item[1])
+    return [f"{_name(state)} for {now - since:.2f} s" for state, since in longest_first]
+
+
 def _flow(state: SessionState) -> object:
     return state.thread if state.owner is None else state.owner
 
@@ -264,3 +285,43 @@ def _capacity(pool: object, pool_size: int | None, max_overflow: int | None) -> 
     size = _SIZE if pool_size is None else pool_size
     overflow = _OVERFLOW if max_overflow is None else max_overflow
     return None if size == 0 or overflow == -1 else size + overflow
+
+
+# --- a pool that says who was in the way ----------------------------------------------------------
+
+
+class _WatchedPool(QueuePool):
+    """Is a pool whose time-out names who holds its connections."""
+
+    kit_holders: Holders | None = None
+
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection of the pool.
+
+        :raises PoolExhaustedError: none became free within ``pool_timeout``.
+        """
+        try:
+            return super().connect()
+        except sa_exc.TimeoutError as error:
+            holders = self.kit_holders
+            if holders is None:
+                raise _exhausted(error, []) from error
+            raise holders.exhausted(error, self.checkedout()) from error
+
+
+def watch_pool(engine: Engine) -> None:
+    """Let the time-out of the engine's pool, and of those that follow it, name the holders."""
+    # A class per engine, because dispose() replaces the pool by another one of the same class.
+    # Nothing is sent to a listener when a pool times out, and none is needed while it does not.
+    kind = type(engine.pool)
+    if isinstance(engine.pool, QueuePool) and not issubclass(kind, _WatchedPool):
+        engine.pool.__class__ = type(kind.__name__, (_WatchedPool, kind), {})
+
+
+def _exhausted(cause: sa_exc.TimeoutError, held: list[str]) -> PoolExhaustedError:
+    who = f" They are held: {'; '.join(held)}." if held else ""
+    return PoolExhaustedError(
+        f"no connection of the pool became free in time ({cause.args[0]}).{who} Close sessions"
+        " sooner, raise pool_size or max_overflow, or wait longer (pool_timeout, seconds)",
+        holders=held,
+    )

@@ -17,14 +17,16 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
+from ._classify import classify
 from ._connect import translated_connect_errors
 from ._deadline import asking
 from ._drivers import is_locked
 from ._session import KitSession
 from ._terms import NO_BEGIN_OPTION, READ_ONLY_OPTION, READ_UNCOMMITTED_OPTION
+from ._translate import STATEMENT, translated_error
 from ._url import masked, sqlite_file, with_sqlite_file
 from ._writer_queue import Turn, WriterQueue, writer_queue
-from .errors import ConfigurationError, LockTimeoutError
+from .errors import ConfigurationError, ErrorKind, LockTimeoutError
 
 BUSY_TIMEOUT = 5.0
 
@@ -225,13 +227,17 @@ class _Profile:
     def _told(self, error: sqlite3.Error, what: str, phase: str) -> Exception:
         """Return what to raise in place of an error of SQLite's."""
         if not is_locked(error):
-            return sa_exc.DBAPIError.instance("BEGIN", None, error, sqlite3.Error)
+            source = sa_exc.DBAPIError.instance("BEGIN", None, error, sqlite3.Error)
+            assert isinstance(source, sa_exc.DBAPIError)
+            finding = classify(error, dialect="sqlite", driver="pysqlite")
+            return translated_error(source, finding, phase=STATEMENT, driver="pysqlite") or source
         return LockTimeoutError(
             f"waited {self.busy_timeout:g} s to {what} {self.queue.path}, which another process (or"
             " a connection in this one that is none of ours) holds locked",
             orig=error,
             errno=error.sqlite_errorcode,
             phase=phase,
+            kind=ErrorKind.BUSY,
         )
 
 

@@ -19,7 +19,7 @@ from ._reads import NOTHING, OPAQUE
 from ._terms import DEFAULT, Kind, Terms
 from ._unit import note_end
 from .config import SessionConfig
-from .errors import ConcurrentSessionUseError, SessionClosedError
+from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 
 # Tells the server the longest that a statement of this transaction may take (seconds; None: as long
 # as before).
@@ -185,6 +185,7 @@ class SessionState:
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
+            settle(self.commit_error, self.outcome)
             transaction = self.terms.kind is Kind.TRANSACTION
             self.commits += transaction and self.outcome is Outcome.COMMITTED
             if self.hooks is not None:
@@ -241,10 +242,18 @@ def _is_ambiguous(error: BaseException | None) -> bool:
     A server that answers with an error has rolled back.  A link lost, a time-out of the driver or a
     cancellation between COMMIT and its answer says nothing.
     """
+    if isinstance(error, SessionError) and error.outcome is not None:
+        return error.outcome is Outcome.UNKNOWN
     if isinstance(error, sa_exc.DBAPIError):
         return error.connection_invalidated and error.statement is None
     lost = isinstance(error, OSError | TimeoutError)
     return lost or (error is not None and not isinstance(error, Exception))
+
+
+def settle(error: BaseException | None, outcome: Outcome | None) -> None:
+    """Tell an error of ours how the transaction that it left ended, unless it knows."""
+    if isinstance(error, SessionError) and error.outcome is None:
+        error.outcome = outcome
 
 
 class Gathering:

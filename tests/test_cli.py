@@ -380,7 +380,7 @@ def test_unexpected_error_fails(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     output = capsys.readouterr().out
     assert failures(output) == {"unexpected errors"}
-    assert output.count("unexpected: IntegrityError: full\n") == 3
+    assert output.count("unexpected: ConstraintError: full\n") == 3
     assert "more\n" in output
 
 

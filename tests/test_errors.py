@@ -59,6 +59,12 @@ def test_facts_survive_pickling(cls: type[errors._DatabaseError]) -> None:
         (errors.ConnectionError, sa_exc.OperationalError),
         (errors.ConnectionError, builtins.ConnectionError),
         (errors.ConnectTimeoutError, builtins.TimeoutError),
+        (errors.PoolExhaustedError, sa_exc.TimeoutError),
+        (errors.PoolExhaustedError, builtins.TimeoutError),
+        (errors.TransactionTimeoutError, builtins.TimeoutError),
+        (errors.UniqueError, sa_exc.IntegrityError),
+        (errors.SerializationError, sa_exc.DBAPIError),
+        (errors.ConnectionLostError, sa_exc.OperationalError),
         (errors.RefusedServerUnavailableError, ConnectionRefusedError),
         (errors.ResetServerUnavailableError, ConnectionResetError),
         (errors.UnresolvedServerUnavailableError, socket.gaierror),
@@ -70,6 +76,37 @@ def test_an_error_is_also_what_existing_code_catches(
     """Code written before the package keeps its except clauses."""
     with pytest.raises(also, match=r"^m$"):
         raise cls("m")
+
+
+def test_a_pair_is_made_once() -> None:
+    """A class that replaces another is the same whoever asks, and none where there is no need."""
+    made = errors.paired(errors.UniqueError, sa_exc.NotSupportedError)
+    assert made is errors.paired(errors.UniqueError, sa_exc.NotSupportedError)
+    assert made.__mro__[1:3] == (errors.UniqueError, errors.ConstraintError)
+    assert errors.paired(errors.UniqueError, sa_exc.DatabaseError) is errors.UniqueError
+
+
+def test_a_pair_that_was_never_asked_for_here_survives_pickling() -> None:
+    """Another process makes the class when it meets the error."""
+    made = errors.paired(errors.DeadlockError, sa_exc.NotSupportedError)
+    data = pickle.dumps(made("m"))
+    del errors._pairs[errors.DeadlockError, sa_exc.NotSupportedError]
+    again = pickle.loads(data)
+    assert isinstance(again, errors.DeadlockError)
+    assert isinstance(again, sa_exc.NotSupportedError)
+
+
+def test_what_some_errors_carry_besides_survives_pickling() -> None:
+    """The steps of a time-out, the holders of a pool, the errors of each try."""
+    ran_out = errors.TransactionTimeoutError("m", step="commit", steps={"statement": 0.5})
+    exhausted = errors.PoolExhaustedError("m", holders=["a", "b"])
+    retried = errors.RetryExhaustedError("m", errors=[ValueError("first"), ran_out])
+    copies = [pickle.loads(pickle.dumps(error)) for error in (ran_out, exhausted, retried)]
+    assert (copies[0].step, copies[0].steps) == ("commit", {"statement": 0.5})
+    assert copies[1].holders == ("a", "b")
+    assert [str(error) for error in copies[2].errors] == ["first", "m"]
+    bare = errors.TransactionTimeoutError("m")
+    assert (bare.step, bare.steps) == ("statement", {})
 
 
 def test_the_tree_of_the_docstring_is_complete() -> None:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 
 # A module may import those before it in this list, and no other.
 ORDER = [
-    "errors",
     "_outcome",
+    "errors",
     "_types",
     "_protocols",
     "_concurrency",
@@ -28,6 +28,8 @@ ORDER = [
     "_url",
     "_aiosqlite",
     "_connect",
+    "_classify",
+    "_translate",
     "_drivers",
     "_doom",
     "_injection",

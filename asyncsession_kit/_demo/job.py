@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from asyncsession_kit import ConfigurationError, Outcome, SessionError
+from asyncsession_kit import ConfigurationError, Outcome
 
 from .ledger import EXPECTED, Kind, Unit, plan
 from .place import Place
@@ -105,7 +105,8 @@ class Job:
 def one_line(error: Exception) -> str:
     """Return what an error says, in the driver's words where the package has none of its own."""
     text: object = error
-    if isinstance(error, DBAPIError) and not isinstance(error, SessionError):
+    # What the package words itself has none of SQLAlchemy's codes.
+    if isinstance(error, DBAPIError) and error.code:
         # SQLAlchemy adds the statement and a link, and for some drivers a class of its own.
         text = error.orig and (error.orig.__cause__ or error.orig)
     return " ".join(str(text).split())

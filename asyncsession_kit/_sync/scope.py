@@ -37,7 +37,7 @@ from .._session import (
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import RollbackMark, SessionState, is_gathered
+from .._state import RollbackMark, SessionState, is_gathered, settle
 from .._terms import Kind
 from .._types import Session
 from ..config import get_session_config
@@ -338,8 +338,14 @@ class SessionScope:
             else:
                 self._discard(state, core)
             done = kept
+        except BaseException as error:
+            exc = error
+            raise
         finally:
             self._leave(state, done)
+            settle(exc, self._ending)
+            # Its traceback may lead to this frame, and would keep it and the session.
+            del exc
             if state.hooks is not None and self._ending is not None:
                 run_at_end(state.hooks, self._ending)
 
