@@ -561,7 +561,8 @@ async def swallow(way: Way, db: AsyncDatabase) -> None:
         await add(session, 2)
         with pytest.raises(Exception) as caught:  # noqa: PT011
             await way(session)
-        assert not isinstance(caught.value, SessionError)
+        sent = driver_of(db) in SENDERS[way]
+        assert sent or not isinstance(caught.value, SessionError)
         if not is_doomed(await session.connection()):
             await add(session, 3)
 

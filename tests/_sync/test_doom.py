@@ -562,7 +562,8 @@ def swallow(way: Way, db: Database) -> None:
         add(session, 2)
         with pytest.raises(Exception) as caught:  # noqa: PT011
             way(session)
-        assert not isinstance(caught.value, SessionError)
+        sent = driver_of(db) in SENDERS[way]
+        assert sent or not isinstance(caught.value, SessionError)
         if not is_doomed(session.connection()):
             add(session, 3)
 
