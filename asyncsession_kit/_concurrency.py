@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util.concurrency import greenlet_spawn
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 T = TypeVar("T")
 Task: TypeAlias = "asyncio.Task[Any]"
@@ -161,6 +161,14 @@ async def async_bound(call: Awaitable[T], seconds: float) -> T:
         if limit.expired():
             raise BoundReachedError from error
         raise
+
+
+def pause_anywhere(seconds: float) -> None:
+    """Wait in the greenlet of a task, without blocking its loop, or in a thread."""
+    if in_greenlet():
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
 
 
 # --- several at once ------------------------------------------------------------------------------

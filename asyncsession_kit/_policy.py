@@ -15,7 +15,18 @@ from typing import cast
 
 from ._concurrency import Lock
 from ._outcome import Outcome
-from .config import LONGEST, SessionConfig, check_bool, check_count, check_delay, is_duration
+from .config import (
+    LONGEST,
+    CommitCheck,
+    SessionConfig,
+    Verify,
+    check_bool,
+    check_certainty_name,
+    check_count,
+    check_delay,
+    check_verify,
+    is_duration,
+)
 from .errors import ConfigurationError, SessionError
 
 # How long a wait grows unless the policy says otherwise (seconds).
@@ -95,7 +106,8 @@ class RetryPolicy:
     the error; None: the errors that say so themselves (``.retryable``).  ``idempotent``: the unit
     may run again though a part of it has committed, or may have.  ``budget``: what connection
     failures may cost; True: the budget of the database, False: no bound.  ``on_retry``: a function
-    that is given the ``RetryDetails`` before each wait.
+    that is given the ``RetryDetails`` before each wait.  ``commit_check`` and ``verify``: how sure
+    the scopes of the unit are of their COMMITs, where they do not say it themselves.
 
     :raises ConfigurationError: a value is of the wrong type or out of range.
     """
@@ -110,6 +122,8 @@ class RetryPolicy:
     idempotent: bool = False
     budget: RetryBudget | bool = True
     on_retry: RetryHook | None = None
+    commit_check: CommitCheck | None = None
+    verify: Verify | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -265,6 +279,8 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "idempotent": check_bool,
         "budget": _check_budget,
         "on_retry": check_hook,
+        "commit_check": check_certainty_name,
+        "verify": check_verify,
     }
 )
 

@@ -128,12 +128,31 @@ def _conflict(wanted: str, present: str, outer: SessionState) -> PropagationErro
     )
 
 
+_OF_THE_END = (
+    "read_only",
+    "snapshot",
+    "isolation_level",
+    "timeout",
+    "rollback_for",
+    "no_rollback_for",
+    "verify",
+)
+
+
 def refuse_options_with_session(request: Request) -> None:
     """Refuse options beside a session that was passed: it is used as it is.
 
     :raises ConfigurationError: there are any.
     """
-    own = ("read_only", "snapshot", "isolation_level", "timeout", "rollback_for", "no_rollback_for")
+    own = (
+        "read_only",
+        "snapshot",
+        "isolation_level",
+        "timeout",
+        "rollback_for",
+        "no_rollback_for",
+        "verify",
+    )
     asked = (name for name in own if getattr(request, name) not in (None, ()))
     names = [*request.options, *asked]
     if names:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from ._callsite import Origin
 from ._propagation import Decision, check_propagation
 from ._terms import Kind, Terms, level_named
-from .config import ScopeOptions, ScopeSettings, check_scope
+from ._unit import certainty_wanted
+from .config import (
+    ScopeOptions,
+    ScopeSettings,
+    SessionConfig,
+    Verify,
+    check_scope,
+    get_session_config,
+)
 from .errors import ConfigurationError
 
 Failures = tuple[type[Exception], ...]
@@ -28,6 +37,7 @@ class Request(NamedTuple):
     durable: bool = False
     rollback_for: Failures = ()
     no_rollback_for: Failures = ()
+    verify: Verify | None = None
     options: ScopeOptions = cast(ScopeOptions, MappingProxyType({}))
 
     def bare(self) -> Request:
@@ -117,3 +127,15 @@ def _refuse_contradictions(request: Request) -> None:
             "propagation='nested' makes a savepoint, and snapshot=False has no transaction to make"
             " it in; leave one of the two out"
         )
+
+
+def wanted_certainty(request: Request) -> tuple[SessionConfig, Verify | None]:
+    """Return the configuration of the scope, and its own check of a COMMIT.
+
+    What the scope does not say of its certainty, the retried unit around it does.
+    """
+    config = get_session_config().merged(request.options)
+    check, verify = certainty_wanted()
+    if check is not None and "commit_check" not in request.options:
+        config = replace(config, commit_check=check)
+    return config, request.verify or verify

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Connection, Executable, TextClause, event
+from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import describe, user_origin
+from ._certainty import NONE, find_out, take_evidence
 from ._concurrency import (
     BoundReachedError,
     RLock,
@@ -44,6 +45,7 @@ from ._terms import Kind
 from .errors import (
     ConcurrentSessionUseError,
     ConfigurationError,
+    ConnectionLostError,
     PropagationError,
     ReadOnlyTransactionError,
     TransactionDoomedError,
@@ -185,6 +187,7 @@ class KitSession(Session):
         """
         self.kit_check()
         self._refuse_joined("commit")
+        state = self.kit_state
         try:
             super().commit()
         except TransactionDoomedError:
@@ -195,11 +198,50 @@ class KitSession(Session):
             self.kit_discard()
             raise _doomed_error(cause, None) from cause
         except BaseException as error:
-            self.kit_state.commit_error = error
+            state.commit_error = error
             # Cancelled: whoever ends the session rolls back where that wait is protected.
+            if isinstance(error, Exception) and state.is_uncertain(error):
+                self._find_out(error)
+                return
             if isinstance(error, Exception):
                 self.kit_discard()
             raise
+        if state.keeper is not None and state.keeper.is_due():
+            state.keeper.clean(cast(Engine, self.bind))
+
+    def _find_out(self, error: Exception) -> None:
+        """Ask what became of the COMMIT; where it has taken effect, go on as if it had answered.
+
+        :raises ConnectionLostError: it has not.
+        :raises Exception: the error itself: it cannot be known.
+        """
+        state, evidence = self.kit_state, self.kit_state.evidence
+        assert evidence is not None
+        kept = list(self)
+        state.asks = True
+        if state.connection is not None and not state.connection.invalidated:
+            state.connection.invalidate()
+        Session.reset(self)
+        outcome = Outcome.UNKNOWN
+        try:
+            outcome = find_out(evidence, cast(Engine, self.bind), state.config.commit_grace)
+        finally:
+            state.resolve(outcome)
+        if outcome is Outcome.UNKNOWN:
+            raise error
+        if outcome is Outcome.ROLLED_BACK:
+            lost = ConnectionLostError(
+                "the connection was lost before COMMIT took effect, as was found out afterwards;"
+                " nothing of its transaction is stored",
+                orig=getattr(error, "orig", None),
+                phase="commit",
+            )
+            lost.outcome = outcome
+            raise lost from error
+        logger.info("the answer to a COMMIT was lost; it has taken effect")
+        self.add_all(kept)
+        if self.expire_on_commit:
+            self.expire_all()
 
     def kit_discard(self) -> None:
         """Roll back after a failure that is already on its way to the caller."""
@@ -422,6 +464,12 @@ def _before_commit(session: KitSession) -> None:
     if state.hooks is not None and isinstance(session, ThreadSession):
         run_hooks_before_commit(state.hooks)
     state.flush_error = None
+    check = state.config.commit_check
+    if (check != NONE or state.verify is not None) and session.kit_may_have_written():
+        # What is noted before COMMIT must be of all the work, so that it is sent now.
+        session.flush()
+        if state.connection is not None:
+            state.evidence = take_evidence(state.connection, check, state.verify)
     state.committing = True
 
 

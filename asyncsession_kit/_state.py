@@ -17,8 +17,8 @@ from ._deadline import Deadline
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
 from ._terms import DEFAULT, Kind, Terms
-from ._unit import note_end
-from .config import SessionConfig
+from ._unit import note_end, note_resolved
+from .config import SessionConfig, Verify
 from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
 
 # Tells the server the longest that a statement of this transaction may take (seconds; None: as long
@@ -29,6 +29,7 @@ Limiter = Callable[[Connection, float | None], None]
 STALE = float("inf")
 
 if TYPE_CHECKING:
+    from ._certainty import Evidence, TokenKeeper
     from ._holders import Holders
     from ._hooks import Hooks
 
@@ -75,7 +76,12 @@ class SessionState:
         "connection",
         "database",
         "deadline",
+        "asks",
         "enclosing",
+        "evidence",
+        "in_doubt",
+        "keeper",
+        "verify",
         "engine",
         "flush_error",
         "holders",
@@ -107,6 +113,11 @@ class SessionState:
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False
+        self.verify: Verify | None = None
+        self.keeper: TokenKeeper | None = None
+        self.evidence: Evidence | None = None
+        # Whether somebody will look what became of the COMMIT, and the end is not told before.
+        self.asks = self.in_doubt = False
         self.adopted = False
         self.deadline: Deadline | None = None
         self.limiter: Limiter | None = None
@@ -186,17 +197,37 @@ class SessionState:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
             settle(self.commit_error, self.outcome)
-            transaction = self.terms.kind is Kind.TRANSACTION
-            self.commits += transaction and self.outcome is Outcome.COMMITTED
-            if self.hooks is not None:
-                self.hooks.settle(self.outcome)
-        note_end(self)
-        self.leave_pool()
+            # What can still be found out is not told yet, and nobody is let to its place.
+            self.in_doubt = self.outcome is Outcome.UNKNOWN and self.asks
+            if not self.in_doubt:
+                self._tell()
+        if not self.in_doubt:
+            note_end(self)
+            self.leave_pool()
         self.connection = self.root = self.told = None
         self.level = NOTHING
         self.committing = self.committed = self.lost = False
         self.marks = ()
-        self.commit_error = None
+        self.commit_error = self.evidence = None
+
+    def _tell(self) -> None:
+        transaction = self.terms.kind is Kind.TRANSACTION
+        self.commits += transaction and self.outcome is Outcome.COMMITTED
+        if self.hooks is not None and self.outcome is not None:
+            self.hooks.settle(self.outcome)
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Record what was found out of the transaction whose end was in doubt."""
+        self.in_doubt = self.asks = False
+        self.outcome = outcome
+        self._tell()
+        note_resolved(self, outcome)
+        self.leave_pool()
+
+    def is_uncertain(self, error: BaseException) -> bool:
+        """Tell whether the COMMIT that raised this may have taken effect, and there is evidence."""
+        sent = self.committing and not self.committed and self.flush_error is None
+        return sent and self.evidence is not None and _is_ambiguous(error)
 
     def limit(self, deadline: Deadline | None) -> None:
         """Put another deadline in place; the server is told with the next statement."""

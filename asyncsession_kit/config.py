@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Literal, TypedDict, Unpack
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 from sqlalchemy.util import immutabledict
 
@@ -21,6 +22,9 @@ from .errors import ConfigurationError
 Propagation = Literal["join", "new", "nested", "mandatory", "never", "supports", "not_supported"]
 Failures = type[Exception] | tuple[type[Exception], ...]
 EventListener = Callable[..., object]
+# How sure a scope is of its COMMIT when the answer to it is lost.
+CommitCheck = Literal["none", "xid", "token"]
+Verify = Callable[[Connection], object]
 
 # A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.
 LONGEST = 2_147_483
@@ -37,6 +41,7 @@ class ScopeOptions(TypedDict, total=False):
     expire_on_commit: bool
     autoflush: bool
     event_listeners: Mapping[str, EventListener]
+    commit_check: CommitCheck
 
 
 class SessionOptions(ScopeOptions, total=False):
@@ -54,7 +59,8 @@ class ScopeSettings(ScopeOptions, total=False):
     database system's; ``timeout`` (seconds) bounds the waits for the database; ``propagation`` says
     what to do where a scope is open; ``durable`` refuses to run inside one; ``no_rollback_for``
     names exceptions that leave the body and commit all the same, ``rollback_for`` those among them
-    that do not.
+    that do not; ``verify`` is given a connection where the answer to COMMIT was lost, and returns
+    whether the work is there (None: it cannot tell).
     """
 
     name: str | None
@@ -66,6 +72,7 @@ class ScopeSettings(ScopeOptions, total=False):
     durable: bool
     rollback_for: Failures
     no_rollback_for: Failures
+    verify: Verify | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,10 @@ class SessionConfig:
     cancelled scope waits for the answer to a COMMIT that was sent.  ``cleanup_timeout``: the
     longest a rollback or close may take before the connection is dropped.  ``expire_on_commit``,
     ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
-    to call.  ``retry_attempts``: how many retries follow the first try where retries are asked for
-    without a number.  ``retry_delay``: the longest wait before the first of them.
+    to call.  ``commit_check``: how to find out what became of a COMMIT whose answer was lost
+    (``none``, ``xid`` on PostgreSQL, ``token``).  ``retry_attempts``: how many retries follow the
+    first try where retries are asked for without a number.  ``retry_delay``: the longest wait
+    before the first of them.
 
     :raises ConfigurationError: a value is of the wrong type or out of range.
     """
@@ -93,6 +102,7 @@ class SessionConfig:
     expire_on_commit: bool = False
     autoflush: bool = True
     event_listeners: Mapping[str, EventListener] = field(default_factory=dict)
+    commit_check: CommitCheck = "none"
     retry_attempts: int = 3
     retry_delay: float = 1.0
 
@@ -181,6 +191,30 @@ def _check_listeners(name: str, value: object) -> None:
             )
 
 
+def check_verify(name: str, value: object) -> None:
+    """Check the application's way to find out what became of a COMMIT.
+
+    :raises ConfigurationError: it cannot be called.
+    """
+    if not callable(value):
+        raise ConfigurationError(
+            f"{name}={value!r} is not a function; give one that is called with a connection and"
+            " returns whether the work is there"
+        )
+
+
+def check_certainty_name(name: str, value: object) -> None:
+    """Check the name of a level of certainty.
+
+    :raises ConfigurationError: there is none of that name.
+    """
+    if value not in _CERTAINTIES:
+        raise ConfigurationError(
+            f"{name}={value!r} is unknown; known are {', '.join(_CERTAINTIES)}"
+        )
+
+
+_CERTAINTIES = ("none", "xid", "token")
 _SESSION_EVENTS = tuple(name for name in dir(Session.dispatch) if not name.startswith("_"))
 
 
@@ -194,6 +228,7 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "expire_on_commit": check_bool,
         "autoflush": check_bool,
         "event_listeners": _check_listeners,
+        "commit_check": check_certainty_name,
     }
 )
 # What holds for the process, and is no option of one scope.
@@ -219,6 +254,8 @@ def check_scope(options: Mapping[str, object], own: Mapping[str, object]) -> Non
         if own.get(name) is not None:
             check_bool(name, own[name])
     _check_optional_seconds("timeout", own.get("timeout"))
+    if own.get("verify") is not None:
+        check_verify("verify", own["verify"])
     for name, value in options.items():
         _check_of(name)(name, value)
 

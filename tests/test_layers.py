@@ -39,6 +39,7 @@ ORDER = [
     "_hooks",
     "_limits",
     "_holders",
+    "_certainty",
     "_session",
     "_generators",
     "_propagation",

@@ -83,7 +83,7 @@ async def async_attempts(
     started = time.monotonic()
     try:
         while True:
-            unit = open_unit()
+            unit = open_unit(policy.commit_check, policy.verify)
             try:
                 return await async_answer(function, call(*arguments, **keywords))
             except Exception as error:

@@ -10,6 +10,7 @@ from sqlalchemy import URL, MetaData
 
 from .._ambient import ambient
 from .._callsite import caller_origin
+from .._certainty import COMMITS, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import Lock, run_core, wait_for_exits
 from .._engines import (
     READER_OPTIONS,
@@ -68,6 +69,7 @@ class Database:
         self._engine: Engine | None = None
         # By terms: the engine as it is told to be for them, and who is at its pool.
         self._variants: dict[Terms, tuple[Engine, Holders | None]] = {}
+        self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -152,6 +154,8 @@ class Database:
         state.database = self
         state.engine, state.holders = self._on(state.terms)
         dialect = self._source.dialect
+        check_certainty(dialect, state.config.commit_check)
+        state.keeper = self._keeper if state.config.commit_check == TOKEN else None
         state.limiter = limiter_for(dialect, state.terms, state.config.statement_timeout)
         return self._session_class(
             state.engine,
@@ -188,6 +192,15 @@ class Database:
             options = {}
         with self.session_scope(name="create_all", **options) as session:
             run_core(session, lambda core: metadata.create_all(core.connection()))
+
+    def create_commit_table(self) -> None:
+        """Create what ``commit_check="token"`` writes to, and remove what is old in it.
+
+        Old tokens are removed by themselves later on; a second call does no harm.
+        """
+        self.create_all(COMMITS.metadata)
+        with self.session_scope(name="create_commit_table") as session:
+            run_core(session, lambda core: remove_old_tokens(core.connection()))
 
     def dispose(self) -> None:
         """Close the pool, once the sessions that are just ending have ended.

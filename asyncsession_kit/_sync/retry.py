@@ -82,7 +82,7 @@ def attempts(
     started = time.monotonic()
     try:
         while True:
-            unit = open_unit()
+            unit = open_unit(policy.commit_check, policy.verify)
             try:
                 return answer(function, call(*arguments, **keywords))
             except Exception as error:

@@ -23,7 +23,7 @@ from .._propagation import (
     refuse_options_with_session,
     refuse_placement_with_session,
 )
-from .._request import Request
+from .._request import Request, wanted_certainty
 from .._session import (
     KitSession,
     begin_savepoint,
@@ -40,7 +40,6 @@ from .._session import (
 from .._state import RollbackMark, SessionState, is_gathered, settle
 from .._terms import Kind
 from .._types import Session
-from ..config import get_session_config
 from ..errors import PropagationError, UncommittedWorkWarning, UnexpectedRollbackError
 
 if TYPE_CHECKING:
@@ -285,9 +284,10 @@ class SessionScope:
     def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
-        config = get_session_config().merged(request.options)
+        config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
+        state.verify = verify
         state.enclosing = enclosing or is_gathered(self._database)
         if request.timeout is not None:
             state.deadline = Deadline(request.timeout, request.origin)
