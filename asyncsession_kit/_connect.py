@@ -12,6 +12,7 @@ import itertools
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sqlalchemy.engine import Dialect
 
 from . import errors
 from ._aiosqlite import worker_reports
+from ._concurrency import pause_anywhere
 from .errors import ConnectionError, ErrorKind, SessionError
 
 
@@ -283,13 +285,48 @@ def translated_connect_errors(url_text: str) -> Iterator[None]:
         raise translated from error
 
 
-def install_connect_errors(engine: Engine, url_text: str) -> None:
+# The first pause between two tries to reach a server that is starting, and the longest (seconds).
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_NOT_THERE = (errors.ServerUnavailableError, errors.ConnectTimeoutError)
+
+
+class _Starting:
+    """Tells how long to go on trying to reach a server that has never been reached yet."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._reached = seconds is None
+
+    def connect(self, once: Callable[[], Any]) -> Any:
+        """Connect; until it has worked once, a server that is not there is waited for."""
+        deadline = time.monotonic() + (self._seconds or 0.0)
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                connection = once()
+            except _NOT_THERE:
+                left = deadline - time.monotonic()
+                if self._reached or left <= 0:
+                    raise
+                pause_anywhere(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self._reached = True
+                return connection
+
+
+def install_connect_errors(
+    engine: Engine, url_text: str, startup_timeout: float | None = None
+) -> None:
     """Translate the errors of every connection that the engine opens from now on.
+
+    With ``startup_timeout`` (seconds) the first connection waits for a server that is starting.
 
     Listeners for ``do_connect`` registered later (for passwords that expire, say) still run, and
     their errors stay as they are.  An engine made with ``creator`` or ``async_creator`` connects
     without the event, so its errors stay the driver's.
     """
+    starting = _Starting(startup_timeout)
 
     def connect(dialect: Dialect, record: Any, cargs: list[Any], cparams: dict[str, Any]) -> Any:
         # SQLAlchemy stops at the first listener that returns a connection.
@@ -298,8 +335,12 @@ def install_connect_errors(engine: Engine, url_text: str) -> None:
             connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
-        with translated_connect_errors(url_text), worker_reports(dialect.driver):
-            return dialect.connect(*cargs, **cparams)
+
+        def once() -> Any:
+            with translated_connect_errors(url_text), worker_reports(dialect.driver):
+                return dialect.connect(*cargs, **cparams)
+
+        return starting.connect(once)
 
     event.listen(engine, "do_connect", connect)
 

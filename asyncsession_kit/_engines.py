@@ -45,6 +45,7 @@ class EngineOptions(TypedDict, total=False):
     pool_use_lifo: bool
     poolclass: type[Pool]
     busy_timeout: float
+    startup_timeout: float
     connect_args: Mapping[str, object]
     echo: bool | Literal["debug"]
     echo_pool: bool | Literal["debug"]
@@ -98,6 +99,7 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
         "pool_use_lifo": _BOOL,
         "poolclass": ("a Pool class", _is_pool_class),
         "busy_timeout": _SECONDS,
+        "startup_timeout": _SECONDS,
         "connect_args": _MAPPING,
         "echo": _ECHO,
         "echo_pool": _ECHO,
@@ -117,6 +119,8 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
     }
 )
 
+# What create_engine() does not know.
+_OURS_ALONE = ("busy_timeout", "startup_timeout")
 # These may hold a password, so that no error shows their value.
 _SECRET = frozenset({"connect_args"})
 
@@ -209,7 +213,8 @@ class EngineSource:
         if self._memory is not None:
             self._memory.restore()
         options = dict(self.options)
-        options.pop("busy_timeout", None)
+        for name in _OURS_ALONE:
+            options.pop(name, None)
         ours = CONNECT_ARGUMENTS if target.driver == "aiosqlite" else {}
         connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
@@ -339,7 +344,7 @@ def _root(engine: Engine) -> Engine:
 
 
 def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
-    install_connect_errors(engine, source.text)
+    install_connect_errors(engine, source.text, source.options.get("startup_timeout"))
     # In this order: what dooms a transaction is the error that its body sees.
     translate_errors(engine)
     watch_limits(engine)

@@ -24,6 +24,7 @@ Failures = type[Exception] | tuple[type[Exception], ...]
 EventListener = Callable[..., object]
 # How sure a scope is of its COMMIT when the answer to it is lost.
 CommitCheck = Literal["none", "xid", "token"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Verify = Callable[[Connection], object]
 
 # A signed 32-bit count of milliseconds holds no more, which is what servers and SQLite keep it in.
@@ -42,6 +43,8 @@ class ScopeOptions(TypedDict, total=False):
     autoflush: bool
     event_listeners: Mapping[str, EventListener]
     commit_check: CommitCheck
+    enable_monitoring: bool
+    log_level: LogLevel
 
 
 class SessionOptions(ScopeOptions, total=False):
@@ -87,9 +90,10 @@ class SessionConfig:
     longest a rollback or close may take before the connection is dropped.  ``expire_on_commit``,
     ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
     to call.  ``commit_check``: how to find out what became of a COMMIT whose answer was lost
-    (``none``, ``xid`` on PostgreSQL, ``token``).  ``retry_attempts``: how many retries follow the
-    first try where retries are asked for without a number.  ``retry_delay``: the longest wait
-    before the first of them.
+    (``none``, ``xid`` on PostgreSQL, ``token``).  ``enable_monitoring``: each scope that ends is
+    logged, with its outcome and duration, at ``log_level``.  ``retry_attempts``: how many retries
+    follow the first try where retries are asked for without a number.  ``retry_delay``: the longest
+    wait before the first of them.
 
     :raises ConfigurationError: a value is of the wrong type or out of range.
     """
@@ -103,6 +107,8 @@ class SessionConfig:
     autoflush: bool = True
     event_listeners: Mapping[str, EventListener] = field(default_factory=dict)
     commit_check: CommitCheck = "none"
+    enable_monitoring: bool = True
+    log_level: LogLevel = "INFO"
     retry_attempts: int = 3
     retry_delay: float = 1.0
 
@@ -191,6 +197,12 @@ def _check_listeners(name: str, value: object) -> None:
             )
 
 
+def _check_log_level(name: str, value: object) -> None:
+    if value not in _LOG_LEVELS:
+        known = ", ".join(_LOG_LEVELS)
+        raise ConfigurationError(f"{name}={value!r} is no level of a log; known are {known}")
+
+
 def check_verify(name: str, value: object) -> None:
     """Check the application's way to find out what became of a COMMIT.
 
@@ -214,6 +226,7 @@ def check_certainty_name(name: str, value: object) -> None:
         )
 
 
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _CERTAINTIES = ("none", "xid", "token")
 _SESSION_EVENTS = tuple(name for name in dir(Session.dispatch) if not name.startswith("_"))
 
@@ -229,6 +242,8 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "autoflush": check_bool,
         "event_listeners": _check_listeners,
         "commit_check": check_certainty_name,
+        "enable_monitoring": check_bool,
+        "log_level": _check_log_level,
     }
 )
 # What holds for the process, and is no option of one scope.

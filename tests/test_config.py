@@ -30,6 +30,9 @@ DEFAULTS = {
     "expire_on_commit": False,
     "autoflush": True,
     "event_listeners": {},
+    "commit_check": "none",
+    "enable_monitoring": True,
+    "log_level": "INFO",
     "retry_attempts": 3,
     "retry_delay": 1,
 }
@@ -78,6 +81,9 @@ GOOD: dict[str, list[Any]] = {
     "expire_on_commit": [True, False],
     "autoflush": [True, False],
     "event_listeners": [{}, {"after_commit": listener, "do_orm_execute": print}],
+    "commit_check": ["none", "xid", "token"],
+    "enable_monitoring": [True, False],
+    "log_level": ["DEBUG", "CRITICAL"],
     "retry_attempts": [0, 1, 1000],
     "retry_delay": [0, 0.5, LONGEST],
 }
@@ -104,6 +110,9 @@ BAD: dict[str, list[Any]] = {
         {"after_commit": "listener"},
         {"after_commit": slow_listener},
     ],
+    "commit_check": ["maybe", None, True, [], "XID"],
+    "enable_monitoring": NO_BOOL,
+    "log_level": ["info", "LOUD", 20, None, []],
     "retry_attempts": [-1, 1.5, True, "3", [3], None],
     "retry_delay": [None, *(value for value in NO_DURATION if value != 0)],
 }
@@ -178,8 +187,9 @@ def test_a_mistyped_option_is_suggested() -> None:
         configure_session(autocommit=True)  # type: ignore[call-arg]
     assert str(caught.value) == (
         "unknown option 'autocommit' (did you mean 'auto_commit'?); known are auto_commit,"
-        " auto_rollback, autoflush, cleanup_timeout, commit_grace, event_listeners,"
-        " expire_on_commit, retry_attempts, retry_delay, statement_timeout"
+        " auto_rollback, autoflush, cleanup_timeout, commit_check, commit_grace,"
+        " enable_monitoring, event_listeners, expire_on_commit, log_level, retry_attempts,"
+        " retry_delay, statement_timeout"
     )
 
 

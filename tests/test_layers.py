@@ -34,6 +34,7 @@ ORDER = [
     "_doom",
     "_injection",
     "_unit",
+    "_scope_log",
     "_state",
     "_ambient",
     "_hooks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from functools import partial
 from types import TracebackType
@@ -23,6 +24,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
+from .._scope_log import log_end
 from .._session import (
     KitSession,
     async_commit_session,
@@ -59,6 +61,7 @@ class AsyncSessionScope:
 
     __slots__ = (
         "_around",
+        "_began",
         "_core",
         "_database",
         "_decision",
@@ -86,6 +89,7 @@ class AsyncSessionScope:
         self._given = session
         self._given_up = False
         self._around: Deadline | None = None
+        self._began = 0.0
         self._decision = Decision.OPEN
         self._savepoint: SessionTransaction | None = None
         self._session: AsyncSession | None = None
@@ -283,6 +287,7 @@ class AsyncSessionScope:
     def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
+        self._began = time.monotonic()
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
@@ -484,6 +489,7 @@ class AsyncSessionScope:
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None
+        log_end(state.config, self._told_name, self._ending, state.commits, self._began)
         self._forget()
 
     def _forget(self) -> None:

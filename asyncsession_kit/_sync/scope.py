@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from functools import partial
 from types import TracebackType
@@ -24,6 +25,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
+from .._scope_log import log_end
 from .._session import (
     KitSession,
     begin_savepoint,
@@ -60,6 +62,7 @@ class SessionScope:
 
     __slots__ = (
         "_around",
+        "_began",
         "_core",
         "_database",
         "_decision",
@@ -87,6 +90,7 @@ class SessionScope:
         self._given = session
         self._given_up = False
         self._around: Deadline | None = None
+        self._began = 0.0
         self._decision = Decision.OPEN
         self._savepoint: SessionTransaction | None = None
         self._session: Session | None = None
@@ -284,6 +288,7 @@ class SessionScope:
     def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
+        self._began = time.monotonic()
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
@@ -483,6 +488,7 @@ class SessionScope:
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None
+        log_end(state.config, self._told_name, self._ending, state.commits, self._began)
         self._forget()
 
     def _forget(self) -> None:

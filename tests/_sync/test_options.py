@@ -243,11 +243,8 @@ def test_a_joined_scope_that_asks_for_something_else_is_refused(db: Database) ->
 
 # Each is promised for a later version, or is a keyword of something else.
 NOT_AVAILABLE = {
-    "enable_monitoring": True,
-    "log_level": "INFO",
     "leak_threshold": 60,
     "slow_scope_threshold": 1,
-    "commit_check": "xid",
     "pool_size": 5,
     "autocommit": True,
     "": True,
