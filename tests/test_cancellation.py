@@ -98,7 +98,10 @@ async def test_cancelled_at_random_times_the_outcome_is_the_truth(
     async with behind_proxy(pg_database, driver, pool_size=2, max_overflow=0) as (db, proxy):
         proxy.latency = 0.001
         await transfer(db.session_scope(), "cold")
-        longest = await time_of(transfer(db.session_scope(), "warm")) * 1.5
+        # On a busy machine one may be quick by chance.
+        longest = 2 * max(
+            [await time_of(transfer(db.session_scope(), f"warm {number}")) for number in range(8)]
+        )
         for number in range(150):
             scope = db.session_scope()
             task = asyncio.create_task(transfer(scope, str(number)))

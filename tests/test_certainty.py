@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -22,10 +24,17 @@ from asyncsession_kit import (
     on_commit,
     on_completion,
 )
-from asyncsession_kit._certainty import COMMITS, remove_old_tokens
+from asyncsession_kit._certainty import (
+    COMMITS,
+    Unwritten,
+    VerifyEvidence,
+    find_out,
+    remove_old_tokens,
+    take_evidence,
+)
 from asyncsession_kit.config import reset_session_config
 from tests.support.databases import open_database, sqlite_url, stored_names
-from tests.support.fixtures import PgDatabase
+from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 from tests.support.proxy import Action, ThreadedWireProxy, WireProxy
 
@@ -403,3 +412,117 @@ async def test_a_plain_session_finds_out_too(
     async with db.get_session(commit_check="xid") as session:
         await plain(session)
     assert stored(pg_database) == ["plain"]
+
+
+# --- what the evidence says -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(pg_database: PgDatabase) -> Iterator[Database]:
+    """A database for threads, with the tests' tables and that of the tokens."""
+    db = Database(pg_database.url)
+    db.create_all(Base.metadata)
+    db.create_commit_table()
+    yield db
+    db.dispose()
+
+
+def begin(db: Database, level: Any) -> tuple[Session, Any]:
+    """Return a session that has written, and the evidence that its COMMIT would take."""
+    session = db.get_session()
+    session.execute(text("INSERT INTO accounts (name, balance) VALUES ('a', 0)"))
+    evidence = take_evidence(session.connection(), level, None)
+    assert evidence is not None
+    return session, evidence
+
+
+def test_the_truth_is_told_at_once(threads: Database, level: Any) -> None:
+    """Committed and rolled back are told apart, as often as one asks."""
+    session, evidence = begin(threads, level)
+    session.rollback()
+    session.close()
+    assert find_out(evidence, threads.engine, 1) == "rolled_back"
+    session, evidence = begin(threads, level)
+    session.commit()
+    session.close()
+    for _ in range(2):
+        assert find_out(evidence, threads.engine, 1) == "committed"
+
+
+def test_another_epoch_makes_an_id_worthless(threads: Database) -> None:
+    """An id of before a crash, or of another server, may be somebody else's now."""
+    session, evidence = begin(threads, "xid")
+    session.commit()
+    session.close()
+    evidence.epoch += "x"
+    assert find_out(evidence, threads.engine, 1) == "unknown"
+
+
+def test_a_backend_that_lingers_is_ended(threads: Database) -> None:
+    """A transaction that nobody can end any more is ended, and then its fate is known."""
+    session, evidence = begin(threads, "xid")
+    assert find_out(evidence, threads.engine, 3) == "rolled_back"
+    with pytest.raises(DBAPIError):
+        session.execute(text("SELECT 1"))
+    session.close()
+
+
+def test_a_transaction_that_goes_on_is_unknown(threads: Database) -> None:
+    """A token that is written and not committed says nothing, however often one looks."""
+    session, evidence = begin(threads, "token")
+    assert find_out(evidence, threads.engine, 0.3) == "unknown"
+    session.commit()
+    session.close()
+    assert find_out(evidence, threads.engine, 1) == "committed"
+
+
+def test_the_kit_is_asked_before_the_application() -> None:
+    """Where its own evidence answers, the application's check is not needed."""
+    asked: list[Any] = []
+    evidence = VerifyEvidence(asked.append, Unwritten())
+    engine = create_engine("sqlite://")
+    assert find_out(evidence, engine, 1) == "rolled_back"
+    assert asked == []
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_tokens_on_mariadb(maria_database: MariaDatabase) -> None:
+    """The key is refused once it is committed, and waited for while it is written."""
+    db = Database(maria_database.url)
+    db.create_all(Base.metadata)
+    db.create_commit_table()
+    session, evidence = begin(db, "token")
+    assert find_out(evidence, db.engine, 0.5) == "unknown"
+    session.commit()
+    session.close()
+    assert find_out(evidence, db.engine, 1) == "committed"
+    with db.session_scope() as other:
+        other.execute(text("DELETE FROM accounts"))
+    session, evidence = begin(db, "token")
+    session.rollback()
+    session.close()
+    assert find_out(evidence, db.engine, 1) == "rolled_back"
+    db.dispose()
+
+
+async def test_a_server_that_does_not_know_is_asked_again(db: AsyncDatabase) -> None:
+    """SQLSTATE 40003 says that the completion is unknown; the transaction's id says more."""
+    async with db.session_scope() as session:
+        await session.execute(
+            text(
+                "CREATE FUNCTION unsure() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE EXCEPTION 'unsure' USING ERRCODE = '40003'; END $$"
+            )
+        )
+        await session.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER unsure AFTER INSERT ON accounts"
+                " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION unsure()"
+            )
+        )
+    scope = db.session_scope(commit_check="xid")
+    with pytest.raises(ConnectionLostError):
+        async with scope as session:
+            session.add(Account(name="a"))
+    assert scope.outcome == "rolled_back"

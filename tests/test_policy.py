@@ -64,6 +64,8 @@ BAD: dict[str, list[Any]] = {
     "idempotent": [None, 1, "yes"],
     "budget": [None, 5, "yes"],
     "on_retry": [5, "print", slow],
+    "commit_check": ["maybe", True, "XID"],
+    "verify": [5, "yes"],
 }
 GOOD: dict[str, list[Any]] = {
     "attempts": [1, 4, 10**6, None],
@@ -76,6 +78,8 @@ GOOD: dict[str, list[Any]] = {
     "idempotent": [True, False],
     "budget": [True, False, RetryBudget()],
     "on_retry": [None, print],
+    "commit_check": [None, "none", "xid", "token"],
+    "verify": [None, callable],
 }
 
 
