@@ -222,7 +222,7 @@ def check_certainty_name(name: str, value: object) -> None:
     """
     if value not in _CERTAINTIES:
         raise ConfigurationError(
-            f"{name}={value!r} is unknown; known are {', '.join(_CERTAINTIES)}"
+            f"{name}={value!r} is unknown; give one of {', '.join(_CERTAINTIES)}"
         )
 
 
