@@ -408,21 +408,25 @@ LIMITERS: Mapping[str, Limiter] = MappingProxyType(
 )
 
 
-def limiter_for(dialect: str, terms: Terms, statement_timeout: float | None) -> Limiter | None:
-    """Return how the server is told; None where it has no such limit.
+def limiter_of(dialect: str, terms: Terms) -> Limiter | None:
+    """Return how the server is told; None where it has no such limit."""
+    return LIMITERS.get(dialect) if terms.kind is Kind.TRANSACTION else None
 
-    :raises ConfigurationError: ``statement_timeout`` is set where the server cannot enforce it.
+
+def check_statement_timeout(dialect: str, terms: Terms, seconds: float) -> None:
+    """Check that the server can limit each statement.
+
+    :raises ConfigurationError: it cannot.
     """
-    limiter = LIMITERS.get(dialect) if terms.kind is Kind.TRANSACTION else None
-    if statement_timeout is not None and (limiter is None or dialect == "sqlite"):
-        where = dialect or "this database"
-        if terms.kind is not Kind.TRANSACTION:
-            where = "a session without a transaction"
-        raise ConfigurationError(
-            f"statement_timeout={statement_timeout!r} is not available on {where} yet; set it to"
-            " None for its scopes"
-        )
-    return limiter
+    if limiter_of(dialect, terms) is not None and dialect != "sqlite":
+        return
+    where = dialect or "this database"
+    if terms.kind is not Kind.TRANSACTION:
+        where = "a session without a transaction"
+    raise ConfigurationError(
+        f"statement_timeout={seconds!r} is not available on {where} yet; set it to None for its"
+        " scopes"
+    )
 
 
 # What an engine is made with whose connections only read, each statement by itself.

@@ -102,10 +102,8 @@ class Holders:
         :raises TransactionTimeoutError: the deadline of the scope came first.
         """
         with self._lock:
-            if state in self._holding:
-                return
             if self._is_free() and not self._queue:
-                self._holding[state] = time.monotonic()
+                self._let_in(state)
                 return
         if self._is_async and not in_greenlet():
             # Somebody only asks which engine it is; there is nothing to wait for, nor a way to.
@@ -120,9 +118,13 @@ class Holders:
     def leave(self, state: SessionState) -> None:
         """Note that the session has no connection any more, and wants none."""
         with self._lock:
-            self._waiting.pop(state, None)
-            if self._holding.pop(state, None) is not None:
+            state.admitted = False
+            if self._holding.pop(state, None) is not None and self._queue:
                 self._advance()
+
+    def _let_in(self, state: SessionState) -> None:
+        self._holding[state] = time.monotonic()
+        state.admitted = True
 
     def _is_free(self) -> bool:
         return self.capacity is None or len(self._holding) < self.capacity
@@ -163,12 +165,13 @@ class Holders:
     def _advance(self) -> None:
         while self._queue and self._is_free():
             place = self._queue.popleft()
-            self._holding[place.state] = time.monotonic()
+            self._let_in(place.state)
             self._waiting.pop(place.state, None)
             place.granted = True
             if place.waiter is not None and not place.waiter.wake():
                 # Nobody is there any more: its event loop was closed.
-                del self._holding[place.state]
+                self._holding.pop(place.state)
+                place.state.admitted = False
 
     # --- waiting for others -----------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from ._callsite import Origin
 from ._propagation import Decision, check_propagation
-from ._terms import Kind, Terms, level_named
+from ._terms import DEFAULT, Kind, Terms, level_named
 from ._unit import certainty_wanted
 from .config import (
     ScopeOptions,
@@ -58,6 +58,9 @@ class Request(NamedTuple):
 
     def terms(self, decision: Decision) -> Terms:
         """Return the terms of the session that the scope opens."""
+        special = self.read_only or self.isolation_level or self.snapshot is False
+        if not special and decision is not Decision.BARE:
+            return DEFAULT
         kind = Kind.BARE if decision is Decision.BARE else Kind.TRANSACTION
         if self.snapshot is False:
             kind = Kind.READER

@@ -12,22 +12,28 @@ from .config import SessionConfig
 # The numbers of the names that ``log_level`` may have.
 _LEVELS = logging.getLevelNamesMapping()
 
-
-def log_end(config: SessionConfig, name: str, outcome: Outcome, commits: int, began: float) -> None:
-    """Log the end of a scope, where monitoring is on and somebody listens at its level."""
-    if not config.enable_monitoring:
-        return
-    level = _LEVELS[config.log_level]
-    if not logger.isEnabledFor(level):
-        return
-    seconds = time.monotonic() - began
-    # The fields of the record are for machines; no value of a statement is among them.
-    fields = {"scope": name, "outcome": str(outcome), "duration": seconds, "commits": commits}
-    logger.log(level, "the scope %s %s after %.3f s", name, _TOLD[outcome], seconds, extra=fields)
-
-
 _TOLD = {
     Outcome.COMMITTED: "was committed",
     Outcome.ROLLED_BACK: "was rolled back",
     Outcome.UNKNOWN: "ended, and nobody knows how,",
 }
+
+
+def is_logged(config: SessionConfig) -> bool:
+    """Tell whether monitoring is on, and somebody listens at its level."""
+    return config.enable_monitoring and logger.isEnabledFor(_LEVELS[config.log_level])
+
+
+def log_end(config: SessionConfig, name: str, outcome: Outcome, commits: int, began: float) -> None:
+    """Log the end of a scope."""
+    seconds = time.monotonic() - began
+    # The fields of the record are for machines; no value of a statement is among them.
+    fields = {"scope": name, "outcome": str(outcome), "duration": seconds, "commits": commits}
+    logger.log(
+        _LEVELS[config.log_level],
+        "the scope %s %s after %.3f s",
+        name,
+        _TOLD[outcome],
+        seconds,
+        extra=fields,
+    )

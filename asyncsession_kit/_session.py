@@ -108,7 +108,7 @@ class KitSession(Session):
             if state.deadline is not None:
                 state.deadline.asked()
                 asking.set(state.deadline)
-            if state.holders is not None:
+            if state.holders is not None and not state.admitted:
                 state.holders.enter(state)
         elif state.deadline is not None or state.told is not None:
             hold_limit(state)
@@ -416,7 +416,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
         asking.set(None)
     if (on_begin := session.kit_on_begin) is not None:
         on_begin(session, conn)
-    hold_limit(state)
+    if state.deadline is not None or state.config.statement_timeout is not None:
+        hold_limit(state)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 
@@ -656,7 +657,7 @@ def _within_deadline(name: str) -> Callable[..., Any]:
     def call(self: TaskSession, *arguments: Any, **options: Any) -> Any:
         # The class of the application may have a method of its own, which this stands before.
         bound = getattr(super(TaskSession, self), name)
-        state = core_of_async_session(self).kit_state
+        state: SessionState = self.sync_session.kit_state  # type: ignore[attr-defined]
         if state.deadline is None:
             return bound(*arguments, **options)
         return _bounded(state.deadline, state, bound, *arguments, **options)

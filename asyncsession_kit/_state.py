@@ -66,6 +66,7 @@ class SessionState:
 
     __slots__ = (
         "__weakref__",
+        "admitted",
         "adopted",
         "closed",
         "commit_error",
@@ -119,6 +120,8 @@ class SessionState:
         # Whether somebody will look what became of the COMMIT, and the end is not told before.
         self.asks = self.in_doubt = False
         self.adopted = False
+        # Whether the gate before the pool has let it in.
+        self.admitted = False
         self.deadline: Deadline | None = None
         self.limiter: Limiter | None = None
         self.told: float | None = None
@@ -237,7 +240,7 @@ class SessionState:
 
     def leave_pool(self) -> None:
         """Give back the place at the pool; a second call does nothing."""
-        if self.holders is not None:
+        if self.admitted and self.holders is not None:
             self.holders.leave(self)
 
     def slipped(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from sqlalchemy import URL, MetaData
 
 from .._ambient import async_ambient
 from .._callsite import caller_origin
-from .._certainty import COMMITS, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
+from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import Lock, async_run_core, async_wait_for_exits
 from .._engines import (
     READER_OPTIONS,
@@ -19,7 +19,8 @@ from .._engines import (
     async_engine_of,
     async_source_target,
     begin_hook,
-    limiter_for,
+    check_statement_timeout,
+    limiter_of,
     make_reader,
     making_engine,
     prepare,
@@ -28,14 +29,24 @@ from .._engines import (
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._request import scope_request
-from .._session import async_kit_class
-from .._state import SessionState
+from .._session import OnBegin, async_kit_class
+from .._state import Limiter, SessionState
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .gate import async_wait_at_gate
 from .scope import AsyncSessionScope
 from .turn import async_begin
+
+
+class _Variant(NamedTuple):
+    """Is what sessions on equal terms share: the engine as it is told to be for them, and more."""
+
+    engine: AsyncEngine
+    holders: Holders | None
+    limiter: Limiter | None
+    on_begin: OnBegin | None
+
 
 # How long disposing waits for sessions that are just ending (seconds).
 _LAST_EXITS = 5.0
@@ -66,8 +77,9 @@ class AsyncDatabase:
         self._session_class = async_kit_class(session_class)
         self._lock = Lock()
         self._engine: AsyncEngine | None = None
-        # By terms: the engine as it is told to be for them, and who is at its pool.
-        self._variants: dict[Terms, tuple[AsyncEngine, Holders | None]] = {}
+        self._variants: dict[Terms, _Variant] = {}
+        # That of the default terms, which nearly all sessions have.
+        self._usual: _Variant | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
 
@@ -97,7 +109,7 @@ class AsyncDatabase:
     @property
     def holders(self) -> Holders | None:
         """Return the gate before the pool; None where the pool has no limit that is known."""
-        return self._on(DEFAULT)[1]
+        return self._on(DEFAULT).holders
 
     def _make_engine(self) -> AsyncEngine:
         with self._lock:
@@ -106,7 +118,8 @@ class AsyncDatabase:
                 core = unwrap_async_engine(engine)
                 self._limits = prepare(core, self._source, async_begin)
                 holders = self._source.holders(core, async_wait_at_gate)
-                self._variants = {DEFAULT: (engine, holders)}
+                self._usual = self._variant(engine, holders, DEFAULT)
+                self._variants = {DEFAULT: self._usual}
                 self._engine = engine
             return self._engine
 
@@ -116,8 +129,12 @@ class AsyncDatabase:
             options = self._source.engine_arguments(target)
             return create_async_engine(target.url, **{**options, **more})
 
-    def _on(self, terms: Terms) -> tuple[AsyncEngine, Holders | None]:
-        found = self._variants.get(terms)
+    def _variant(self, engine: AsyncEngine, holders: Holders | None, terms: Terms) -> _Variant:
+        dialect = self._source.dialect
+        return _Variant(engine, holders, limiter_of(dialect, terms), begin_hook(dialect, terms))
+
+    def _on(self, terms: Terms) -> _Variant:
+        found = self._usual if terms is DEFAULT else self._variants.get(terms)
         if found is not None:
             return found
         # What cannot be had is refused before anything is made.
@@ -130,10 +147,11 @@ class AsyncDatabase:
 
     def _make_variant(
         self, engine: AsyncEngine, terms: Terms, options: Mapping[str, object]
-    ) -> tuple[AsyncEngine, Holders | None]:
+    ) -> _Variant:
         dialect = self._source.dialect
         if not needs_reader_pool(dialect, terms):
-            return engine.execution_options(**options), self._variants[DEFAULT][1]
+            told = engine.execution_options(**options)
+            return self._variant(told, self._variants[DEFAULT].holders, terms)
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
             refuse_reader(self._source)
@@ -142,7 +160,7 @@ class AsyncDatabase:
             prepare(core, self._source, async_begin)
             make_reader(core, dialect)
             holders = self._source.holders(core, async_wait_at_gate)
-            self._variants[READERS] = (reader, holders)
+            self._variants[READERS] = self._variant(reader, holders, READERS)
         return self._variants[READERS]
 
     def new_session(self, state: SessionState) -> AsyncSession:
@@ -151,17 +169,20 @@ class AsyncDatabase:
         :raises ConfigurationError: the database system cannot give what the state asks for.
         """
         state.database = self
-        state.engine, state.holders = self._on(state.terms)
-        dialect = self._source.dialect
-        check_certainty(dialect, state.config.commit_check)
-        state.keeper = self._keeper if state.config.commit_check == TOKEN else None
-        state.limiter = limiter_for(dialect, state.terms, state.config.statement_timeout)
+        config, dialect = state.config, self._source.dialect
+        engine, state.holders, state.limiter, on_begin = self._on(state.terms)
+        state.engine = engine
+        if config.statement_timeout is not None:
+            check_statement_timeout(dialect, state.terms, config.statement_timeout)
+        if config.commit_check != NONE:
+            check_certainty(dialect, config.commit_check)
+            state.keeper = self._keeper if config.commit_check == TOKEN else None
         return self._session_class(
-            state.engine,
-            kit_on_begin=begin_hook(dialect, state.terms),
+            engine,
+            kit_on_begin=on_begin,
             kit_state=state,
-            expire_on_commit=state.config.expire_on_commit,
-            autoflush=state.config.autoflush,
+            expire_on_commit=config.expire_on_commit,
+            autoflush=config.autoflush,
             close_resets_only=False,
         )
 
@@ -208,8 +229,8 @@ class AsyncDatabase:
         """
         await async_wait_for_exits(_LAST_EXITS)
         with self._lock:
-            pools = [self._variants[terms][0] for terms in OWN_POOLS if terms in self._variants]
-            self._engine, self._variants = None, {}
+            pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
+            self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
             await engine.dispose()
         self._source.remove_private_file()

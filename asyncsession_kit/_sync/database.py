@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from sqlalchemy import URL, MetaData
 
 from .._ambient import ambient
 from .._callsite import caller_origin
-from .._certainty import COMMITS, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
+from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import Lock, run_core, wait_for_exits
 from .._engines import (
     READER_OPTIONS,
@@ -18,8 +18,9 @@ from .._engines import (
     EngineSource,
     SessionClass,
     begin_hook,
+    check_statement_timeout,
     engine_of,
-    limiter_for,
+    limiter_of,
     make_reader,
     making_engine,
     prepare,
@@ -29,14 +30,24 @@ from .._engines import (
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._request import scope_request
-from .._session import kit_class
-from .._state import SessionState
+from .._session import OnBegin, kit_class
+from .._state import Limiter, SessionState
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import Engine, Session, create_engine, unwrap_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .gate import wait_at_gate
 from .scope import SessionScope
 from .turn import begin
+
+
+class _Variant(NamedTuple):
+    """Is what sessions on equal terms share: the engine as it is told to be for them, and more."""
+
+    engine: Engine
+    holders: Holders | None
+    limiter: Limiter | None
+    on_begin: OnBegin | None
+
 
 # How long disposing waits for sessions that are just ending (seconds).
 _LAST_EXITS = 5.0
@@ -67,8 +78,9 @@ class Database:
         self._session_class = kit_class(session_class)
         self._lock = Lock()
         self._engine: Engine | None = None
-        # By terms: the engine as it is told to be for them, and who is at its pool.
-        self._variants: dict[Terms, tuple[Engine, Holders | None]] = {}
+        self._variants: dict[Terms, _Variant] = {}
+        # That of the default terms, which nearly all sessions have.
+        self._usual: _Variant | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
 
@@ -98,7 +110,7 @@ class Database:
     @property
     def holders(self) -> Holders | None:
         """Return the gate before the pool; None where the pool has no limit that is known."""
-        return self._on(DEFAULT)[1]
+        return self._on(DEFAULT).holders
 
     def _make_engine(self) -> Engine:
         with self._lock:
@@ -107,7 +119,8 @@ class Database:
                 core = unwrap_engine(engine)
                 self._limits = prepare(core, self._source, begin)
                 holders = self._source.holders(core, wait_at_gate)
-                self._variants = {DEFAULT: (engine, holders)}
+                self._usual = self._variant(engine, holders, DEFAULT)
+                self._variants = {DEFAULT: self._usual}
                 self._engine = engine
             return self._engine
 
@@ -117,8 +130,12 @@ class Database:
             options = self._source.engine_arguments(target)
             return create_engine(target.url, **{**options, **more})
 
-    def _on(self, terms: Terms) -> tuple[Engine, Holders | None]:
-        found = self._variants.get(terms)
+    def _variant(self, engine: Engine, holders: Holders | None, terms: Terms) -> _Variant:
+        dialect = self._source.dialect
+        return _Variant(engine, holders, limiter_of(dialect, terms), begin_hook(dialect, terms))
+
+    def _on(self, terms: Terms) -> _Variant:
+        found = self._usual if terms is DEFAULT else self._variants.get(terms)
         if found is not None:
             return found
         # What cannot be had is refused before anything is made.
@@ -131,10 +148,11 @@ class Database:
 
     def _make_variant(
         self, engine: Engine, terms: Terms, options: Mapping[str, object]
-    ) -> tuple[Engine, Holders | None]:
+    ) -> _Variant:
         dialect = self._source.dialect
         if not needs_reader_pool(dialect, terms):
-            return engine.execution_options(**options), self._variants[DEFAULT][1]
+            told = engine.execution_options(**options)
+            return self._variant(told, self._variants[DEFAULT].holders, terms)
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
             refuse_reader(self._source)
@@ -143,7 +161,7 @@ class Database:
             prepare(core, self._source, begin)
             make_reader(core, dialect)
             holders = self._source.holders(core, wait_at_gate)
-            self._variants[READERS] = (reader, holders)
+            self._variants[READERS] = self._variant(reader, holders, READERS)
         return self._variants[READERS]
 
     def new_session(self, state: SessionState) -> Session:
@@ -152,17 +170,20 @@ class Database:
         :raises ConfigurationError: the database system cannot give what the state asks for.
         """
         state.database = self
-        state.engine, state.holders = self._on(state.terms)
-        dialect = self._source.dialect
-        check_certainty(dialect, state.config.commit_check)
-        state.keeper = self._keeper if state.config.commit_check == TOKEN else None
-        state.limiter = limiter_for(dialect, state.terms, state.config.statement_timeout)
+        config, dialect = state.config, self._source.dialect
+        engine, state.holders, state.limiter, on_begin = self._on(state.terms)
+        state.engine = engine
+        if config.statement_timeout is not None:
+            check_statement_timeout(dialect, state.terms, config.statement_timeout)
+        if config.commit_check != NONE:
+            check_certainty(dialect, config.commit_check)
+            state.keeper = self._keeper if config.commit_check == TOKEN else None
         return self._session_class(
-            state.engine,
-            kit_on_begin=begin_hook(dialect, state.terms),
+            engine,
+            kit_on_begin=on_begin,
             kit_state=state,
-            expire_on_commit=state.config.expire_on_commit,
-            autoflush=state.config.autoflush,
+            expire_on_commit=config.expire_on_commit,
+            autoflush=config.autoflush,
             close_resets_only=False,
         )
 
@@ -209,8 +230,8 @@ class Database:
         """
         wait_for_exits(_LAST_EXITS)
         with self._lock:
-            pools = [self._variants[terms][0] for terms in OWN_POOLS if terms in self._variants]
-            self._engine, self._variants = None, {}
+            pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
+            self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
             engine.dispose()
         self._source.remove_private_file()

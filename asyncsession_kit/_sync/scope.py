@@ -25,7 +25,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
-from .._scope_log import log_end
+from .._scope_log import is_logged, log_end
 from .._session import (
     KitSession,
     begin_savepoint,
@@ -488,7 +488,8 @@ class SessionScope:
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None
-        log_end(state.config, self._told_name, self._ending, state.commits, self._began)
+        if is_logged(state.config):
+            log_end(state.config, self._told_name, self._ending, state.commits, self._began)
         self._forget()
 
     def _forget(self) -> None:
