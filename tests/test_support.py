@@ -21,6 +21,8 @@ import asyncpg
 import psycopg
 import pytest
 
+from asyncsession_kit.testing import Action, FaultProxy, ThreadedFaultProxy
+
 from .support import fixtures, mariadb
 from .support.fixtures import MariaDatabase, PgDatabase
 from .support.machine import Unavailable, is_alive, wait_for
@@ -31,7 +33,6 @@ from .support.postgres import (
     PostgresUnavailable,
     ServerView,
 )
-from .support.proxy import Action, ThreadedWireProxy, WireProxy
 
 COUNT = "SELECT count(*) FROM ledger"
 OTHERS = """
@@ -102,23 +103,23 @@ def spare_view(spare: PostgresCluster) -> Iterator[ServerView]:
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[WireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[FaultProxy]:
     """A proxy in the test's own loop, before a database that has an empty ledger."""
     pg_database.view.execute("CREATE TABLE ledger (id int)")
-    async with WireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    async with FaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def threaded_proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+def threaded_proxy(pg_database: PgDatabase) -> Iterator[ThreadedFaultProxy]:
     """The same in a thread of its own."""
     pg_database.view.execute("CREATE TABLE ledger (id int)")
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def connection(proxy: WireProxy, pg_database: PgDatabase) -> AsyncIterator[Any]:
+async def connection(proxy: FaultProxy, pg_database: PgDatabase) -> AsyncIterator[Any]:
     """An asyncpg connection through the proxy that prepared its SELECT already."""
     connection = await asyncpg.connect(proxy.url(pg_database.url))
     await connection.fetchval("SELECT 1")
@@ -129,7 +130,7 @@ async def connection(proxy: WireProxy, pg_database: PgDatabase) -> AsyncIterator
 
 @pytest.fixture
 def psycopg_connection(
-    threaded_proxy: ThreadedWireProxy, pg_database: PgDatabase
+    threaded_proxy: ThreadedFaultProxy, pg_database: PgDatabase
 ) -> Iterator[psycopg.Connection[Any]]:
     """A synchronous psycopg connection through the proxy."""
     with contextlib.closing(psycopg.connect(threaded_proxy.url(pg_database.url))) as connection:
@@ -434,7 +435,7 @@ class TestFixtures:
 
 class TestCounting:
     async def test_asyncpg_transaction_is_three_round_trips(
-        self, proxy: WireProxy, connection: Any
+        self, proxy: FaultProxy, connection: Any
     ) -> None:
         """Begin, a prepared select and commit are three round trips; the texts are recorded."""
         async with connection.transaction():
@@ -444,14 +445,14 @@ class TestCounting:
         assert proxy.statements == ["BEGIN;", "COMMIT;"]
         assert proxy.executed == ["BEGIN;", "SELECT 1", "COMMIT;"]
 
-    async def test_first_statement_costs_one_more(self, proxy: WireProxy, connection: Any) -> None:
+    async def test_first_statement_costs_one_more(self, proxy: FaultProxy, connection: Any) -> None:
         """A statement that asyncpg has to prepare first takes two round trips."""
         await connection.fetchval("SELECT 2")
         assert proxy.round_trips == 2
         assert proxy.statements == ["SELECT 2"]
 
     async def test_async_psycopg_transaction_is_three_round_trips(
-        self, proxy: WireProxy, pg_database: PgDatabase
+        self, proxy: FaultProxy, pg_database: PgDatabase
     ) -> None:
         """Psycopg's begin, select with a parameter and commit are three round trips."""
         async with await psycopg.AsyncConnection.connect(proxy.url(pg_database.url)) as connection:
@@ -462,7 +463,7 @@ class TestCounting:
         assert proxy.statements == ["BEGIN", "SELECT $1::int", "COMMIT"]
 
     def test_sync_psycopg_transaction_is_three_round_trips(
-        self, threaded_proxy: ThreadedWireProxy, psycopg_connection: psycopg.Connection[Any]
+        self, threaded_proxy: ThreadedFaultProxy, psycopg_connection: psycopg.Connection[Any]
     ) -> None:
         """The threaded proxy counts a synchronous client the same way."""
         psycopg_connection.execute("SELECT 1")
@@ -471,7 +472,7 @@ class TestCounting:
         assert threaded_proxy.statements == ["BEGIN", "SELECT 1", "COMMIT"]
 
     def test_pipeline_is_fewer_round_trips_than_requests(
-        self, threaded_proxy: ThreadedWireProxy, psycopg_connection: psycopg.Connection[Any]
+        self, threaded_proxy: ThreadedFaultProxy, psycopg_connection: psycopg.Connection[Any]
     ) -> None:
         """Statements sent together are waited for together, and all are recorded."""
         with psycopg_connection.pipeline():
@@ -481,7 +482,7 @@ class TestCounting:
         assert threaded_proxy.executed == ["BEGIN"] + 10 * ["INSERT INTO ledger VALUES (1)"]
 
     def test_copy_is_one_round_trip(
-        self, threaded_proxy: ThreadedWireProxy, psycopg_connection: psycopg.Connection[Any]
+        self, threaded_proxy: ThreadedFaultProxy, psycopg_connection: psycopg.Connection[Any]
     ) -> None:
         """The data of a COPY counts nothing, and what follows is counted as before."""
         psycopg_connection.autocommit = True
@@ -493,7 +494,7 @@ class TestCounting:
             assert cursor.execute(COUNT).fetchall() == [(2,)]
         assert threaded_proxy.round_trips == 2
 
-    async def test_large_results_arrive_unchanged(self, proxy: WireProxy, connection: Any) -> None:
+    async def test_large_results_arrive_unchanged(self, proxy: FaultProxy, connection: Any) -> None:
         """A result of many packets and a parameter as large pass through the proxy."""
         blob = os.urandom(3_000_000)
         assert await connection.fetchval("SELECT $1::bytea", blob) == blob
@@ -503,7 +504,7 @@ class TestCounting:
 
 class TestFaults:
     async def test_delayed_commit_is_stored_before_its_reply(
-        self, proxy: WireProxy, connection: Any, pg_database: PgDatabase
+        self, proxy: FaultProxy, connection: Any, pg_database: PgDatabase
     ) -> None:
         """With its reply delayed, COMMIT is done on the server while the client still waits."""
         proxy.inject("delay", seconds=0.3)
@@ -518,7 +519,7 @@ class TestFaults:
         assert proxy.fired == 1
 
     async def test_delay_can_be_for_other_statements(
-        self, proxy: WireProxy, connection: Any
+        self, proxy: FaultProxy, connection: Any
     ) -> None:
         """A fault hits every statement that its expression matches, until healed."""
         proxy.inject("delay", on="ROLLBACK|SELECT .*", seconds=0.05, times=None)
@@ -531,7 +532,7 @@ class TestFaults:
         await connection.fetchval("SELECT 1")
         assert proxy.fired == 2
 
-    async def test_latency_is_paid_each_way(self, proxy: WireProxy, connection: Any) -> None:
+    async def test_latency_is_paid_each_way(self, proxy: FaultProxy, connection: Any) -> None:
         """One round trip takes twice the latency, however large its reply."""
         proxy.latency = 0.05
         started = time.monotonic()
@@ -542,7 +543,7 @@ class TestFaults:
         assert time.monotonic() - started - once < 0.5
 
     async def test_latency_includes_the_login(
-        self, proxy: WireProxy, pg_database: PgDatabase
+        self, proxy: FaultProxy, pg_database: PgDatabase
     ) -> None:
         """A login with its question about encryption pays for two round trips."""
         proxy.latency = 0.03
@@ -554,7 +555,7 @@ class TestFaults:
     @CUTS
     async def test_cut_at_commit_with_asyncpg(
         self,
-        proxy: WireProxy,
+        proxy: FaultProxy,
         connection: Any,
         pg_database: PgDatabase,
         action: Action,
@@ -571,7 +572,7 @@ class TestFaults:
     @CUTS
     async def test_cut_at_commit_with_psycopg(
         self,
-        threaded_proxy: ThreadedWireProxy,
+        threaded_proxy: ThreadedFaultProxy,
         psycopg_connection: psycopg.Connection[Any],
         pg_database: PgDatabase,
         commit: Callable[[psycopg.Connection[Any]], None],
@@ -596,7 +597,7 @@ class TestFaults:
         assert database.view.value(COUNT) == stored
 
     async def test_swallowed_reply_leaves_the_client_waiting(
-        self, proxy: WireProxy, connection: Any, pg_database: PgDatabase
+        self, proxy: FaultProxy, connection: Any, pg_database: PgDatabase
     ) -> None:
         """With its reply swallowed, COMMIT is stored and the client waits until it is cut."""
         proxy.inject("swallow")
@@ -609,7 +610,7 @@ class TestFaults:
         with pytest.raises(asyncpg.ConnectionDoesNotExistError):
             await task
 
-    async def test_black_hole_closes_nothing(self, proxy: WireProxy, connection: Any) -> None:
+    async def test_black_hole_closes_nothing(self, proxy: FaultProxy, connection: Any) -> None:
         """In a black hole a statement and a new connection hang, and go on when it is healed."""
         proxy.black_hole()
         statement = asyncio.create_task(connection.fetchval("SELECT 1"))
@@ -623,7 +624,7 @@ class TestFaults:
         (await newcomer).terminate()
 
     async def test_black_hole_hides_a_client_that_left(
-        self, proxy: WireProxy, connection: Any, pg_database: PgDatabase
+        self, proxy: FaultProxy, connection: Any, pg_database: PgDatabase
     ) -> None:
         """The server keeps the transaction of a client that left inside a black hole."""
         proxy.inject("black_hole")
@@ -643,7 +644,7 @@ class TestFaults:
         )
         assert pg_database.view.value(COUNT) == 0
 
-    async def test_cancel_requests_pass(self, proxy: WireProxy, connection: Any) -> None:
+    async def test_cancel_requests_pass(self, proxy: FaultProxy, connection: Any) -> None:
         """A cancelled statement is cancelled on the server, through the proxy."""
         with pytest.raises(asyncio.TimeoutError):
             await connection.fetchval("SELECT pg_sleep(20)", timeout=0.1)
@@ -652,7 +653,7 @@ class TestFaults:
 
 class TestLifecycle:
     async def test_abrupt_clients_leave_no_trace(
-        self, proxy: WireProxy, connection: Any, caplog: pytest.LogCaptureFixture
+        self, proxy: FaultProxy, connection: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Clients that reset at any moment leave no log line, no task and no connection."""
         caplog.set_level(logging.DEBUG)
@@ -668,8 +669,7 @@ class TestLifecycle:
 
     async def test_stopping_leaves_nothing(self, pg_database: PgDatabase) -> None:
         """Leaving the block cuts clients, connecting ones too, and leaves no task."""
-        target = pg_database.cluster.host, pg_database.cluster.port
-        async with WireProxy(*target) as proxy:
+        async with FaultProxy(pg_database.url) as proxy:
             connection = await asyncpg.connect(proxy.url(pg_database.url))
             client = socket.create_connection(("127.0.0.1", proxy.port))
             await until(lambda: proxy.connections == 2)
@@ -686,14 +686,14 @@ class TestLifecycle:
         """A client is disconnected when the server cannot be reached."""
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
-            async with WireProxy("127.0.0.1", unused.getsockname()[1]) as proxy:
+            async with FaultProxy(f"postgresql://127.0.0.1:{unused.getsockname()[1]}") as proxy:
                 reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
                 assert await reader.read() == b""
                 writer.close()
                 await until(lambda: proxy.connections == 0)
 
     async def test_lost_server_is_passed_on(
-        self, proxy: WireProxy, connection: Any, pg_database: PgDatabase
+        self, proxy: FaultProxy, connection: Any, pg_database: PgDatabase
     ) -> None:
         """When the server ends a backend its client is told and disconnected."""
         pg_database.view.terminate(connection.get_server_pid())
@@ -701,7 +701,7 @@ class TestLifecycle:
         await until(lambda: proxy.connections == 0)
 
     def test_threaded_proxy_is_controlled_from_any_thread(
-        self, threaded_proxy: ThreadedWireProxy, psycopg_connection: psycopg.Connection[Any]
+        self, threaded_proxy: ThreadedFaultProxy, psycopg_connection: psycopg.Connection[Any]
     ) -> None:
         """Faults set from the test's thread act on the proxy's, and the counts outlive it."""
         threaded_proxy.inject("delay", on="SELECT 1", seconds=0.1)
