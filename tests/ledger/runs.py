@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asyncsession_kit import Outcome
 from asyncsession_kit.testing import FaultProxy
 
 from .clients import Client
@@ -107,7 +108,7 @@ def _row(run: Run) -> tuple[str, ...]:
         verdict.attempts,
         run.cuts,
         run.cuts_at_commit,
-        *(verdict.beliefs[outcome] for outcome in ("committed", "rolled_back", "unknown")),
+        *(verdict.beliefs[outcome] for outcome in Outcome),
         *(len(each) for each in (verdict.lost, verdict.doubled, verdict.misreported)),
         len(verdict.torn),
     )

@@ -76,7 +76,11 @@ def read(view: View) -> Found:
     """Return what the database holds."""
     entries = view.rows("SELECT unit, count(*) FROM ledger_journal GROUP BY unit")
     balances = view.rows("SELECT id, balance FROM ledger_accounts")
-    return Found({unit: count for unit, count in entries}, {id: sum for id, sum in balances})
+    return Found(_numbers(entries), _numbers(balances))
+
+
+def _numbers(rows: Iterable[tuple[Any, ...]]) -> dict[int, int]:
+    return {int(key): int(value) for key, value in rows}
 
 
 def judge(claims: Iterable[Claim], found: Found) -> Verdict:

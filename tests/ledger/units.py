@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Column, Integer, MetaData, Select, Table, insert, select
+from sqlalchemy import Column, Insert, Integer, MetaData, Select, Table, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ACCOUNTS = 50
@@ -47,7 +48,7 @@ class Transfer:
     amount: int
 
     @property
-    def accounts(self) -> Select[tuple[Account]]:
+    def accounts(self) -> Select[Any]:
         """The query for both accounts, locked in the same order by everyone."""
         ids = (self.payer, self.payee)
         return select(Account).where(Account.id.in_(ids)).order_by(Account.id).with_for_update()
@@ -58,7 +59,7 @@ class Transfer:
             account.balance += self.amount if account.id == self.payee else -self.amount
 
     @property
-    def entry(self) -> object:
+    def entry(self) -> Insert:
         """The statement that adds the row of the journal."""
         return insert(JOURNAL).values(unit=self.number)
 
@@ -66,7 +67,9 @@ class Transfer:
 def plan(units: int, seed: int) -> list[Transfer]:
     """Return the units of work; the same for a seed."""
     chance = random.Random(seed)
-    return [
-        Transfer(number, *chance.sample(range(1, ACCOUNTS + 1), 2), chance.randint(1, 100))
-        for number in range(1, units + 1)
-    ]
+    return [_transfer(number, chance) for number in range(1, units + 1)]
+
+
+def _transfer(number: int, chance: random.Random) -> Transfer:
+    payer, payee = chance.sample(range(1, ACCOUNTS + 1), 2)
+    return Transfer(number, payer, payee, chance.randint(1, 100))
