@@ -352,6 +352,19 @@ class TestLifecycle:
             await connection.fetchval("SELECT 1")
         with pytest.raises(RuntimeError, match="does not run"):
             proxy.heal()
+        await proxy.stop()
+
+    async def test_waiting_for_a_fault_ends(self, proxy: FaultProxy) -> None:
+        """The error says how many there were."""
+        with pytest.raises(TimeoutError, match=r"0 of 1 faults fired within 0\.01 s"):
+            await proxy.until_fired(timeout=0.01)
+
+    def test_running_twice_is_refused(self, threaded_proxy: ThreadedFaultProxy) -> None:
+        """The first one goes on."""
+        with pytest.raises(RuntimeError, match="runs already; make another"):
+            threaded_proxy.__enter__()
+        with contextlib.closing(psycopg.connect(threaded_proxy.url())) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
     async def test_dead_server_turns_clients_away(self) -> None:
         """A client is disconnected when the server cannot be reached."""
@@ -362,6 +375,22 @@ class TestLifecycle:
                 assert await reader.read() == b""
                 writer.close()
                 await until(lambda: proxy.connections == 0)
+
+    async def test_stopping_ends_an_attempt_to_connect(self) -> None:
+        """A server whose queue is full does not answer at all, and nobody waits for it."""
+        with contextlib.ExitStack() as stack:
+            full = stack.enter_context(socket.socket())
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for _ in range(3):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            async with FaultProxy(f"postgresql://127.0.0.1:{full.getsockname()[1]}") as proxy:
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+                await until(lambda: proxy.connections == 1)
+            assert client.recv(1) == b""
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     async def test_lost_server_is_passed_on(
         self, proxy: FaultProxy, connection: Any, pg_database: PgDatabase
@@ -452,6 +481,25 @@ async def cut_each_message(
     return spared
 
 
+SELECT = b"Q\0\0\0\rSELECT 1\0"
+READY = b"Z\0\0\0\5I"
+
+
+@contextlib.asynccontextmanager
+async def raw_client(
+    proxy: FaultProxy,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Log in as a client that then sends whatever a test writes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    login = struct.pack("!i", 196608) + b"user\0postgres\0\0"
+    writer.write(struct.pack("!i", len(login) + 4) + login)
+    await reader.readuntil(READY)
+    yield reader, writer
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 class TestAnyMessage:
     @EACH_CUT
     async def test_of_asyncpg(
@@ -512,15 +560,21 @@ class TestAnyMessage:
         ]
 
     async def test_a_flush_that_asks_nothing_is_no_message(self, proxy: FaultProxy) -> None:
-        """Nor is a Terminate; what is answered counts."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        login = struct.pack("!i", 196608) + b"user\0postgres\0\0"
-        writer.write(struct.pack("!i", len(login) + 4) + login)
-        await reader.readuntil(b"Z\0\0\0\5I")
-        writer.write(b"H\0\0\0\4Q\0\0\0\rSELECT 1\0X\0\0\0\4")
-        await reader.read()
-        writer.close()
-        assert proxy.messages == 1
+        """Nor is a Terminate; what is answered counts, and two at once are waited for together."""
+        async with raw_client(proxy) as (reader, writer):
+            writer.write(b"H\0\0\0\4" + 2 * SELECT + b"X\0\0\0\4")
+            assert (await reader.read()).count(READY) == 2
+        assert proxy.messages == 2
+        assert proxy.round_trips == 1
+
+    async def test_nothing_passes_after_a_cut(self, proxy: FaultProxy) -> None:
+        """The answer to what was asked afterwards is lost, though the cut takes its time."""
+        async with raw_client(proxy) as (reader, writer):
+            proxy.latency = 0.1
+            proxy.inject_at("cut_answered", 1)
+            writer.write(2 * SELECT)
+            assert await reader.read() == b""
+        assert proxy.messages == 2
 
     async def test_an_error_answers_what_was_asked_before_it(
         self, proxy: FaultProxy, pg_database: PgDatabase
@@ -666,6 +720,18 @@ class TestMariaDb:
             assert [len(row[0]) for row in cursor.fetchall()] == [16777215, 1]
             cursor.execute("SELECT 1")
         assert maria_proxy.round_trips == 2
+
+    def test_statements_prepared_on_the_server_are_counted(
+        self, maria_proxy: ThreadedFaultProxy, maria_connection: Any
+    ) -> None:
+        """They have no text, and an answer of several packets."""
+        # PyMySQL has no public way to send one.
+        maria_connection._execute_command(0x16, "SELECT ?")
+        answer = [maria_connection._read_packet() for _ in range(5)]
+        assert answer[0].is_ok_packet()
+        maria_connection.ping()
+        assert maria_proxy.messages == maria_proxy.round_trips == 2
+        assert maria_proxy.executed == []
 
     def test_a_refused_login_is_passed_on(
         self, maria_proxy: ThreadedFaultProxy, maria_connection: Any

@@ -152,8 +152,6 @@ class Link:
 
     def _server_sent(self, data: bytes) -> None:
         for reply in self._conversation.returned(data):
-            if not self.client.open:
-                break
             self._return(reply)
         self._to_client.flush()
 

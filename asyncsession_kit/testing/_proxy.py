@@ -95,7 +95,12 @@ class FaultProxy:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen on a free port of 127.0.0.1."""
+        """Listen on a free port of 127.0.0.1.
+
+        :raises RuntimeError: it does already.
+        """
+        if self._server is not None:
+            raise RuntimeError("the proxy runs already; make another one")
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._server = await self._loop.create_server(self._new_client, HOST, 0)
@@ -319,11 +324,15 @@ class ThreadedFaultProxy(FaultProxy):
         self._end: asyncio.Event | None = None
 
     def __enter__(self) -> Self:
-        """Start the thread and wait until it listens."""
+        """Start the thread and wait until it listens.
+
+        :raises RuntimeError: it does already.
+        """
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(started)))
-        self._thread.start()
+        thread = threading.Thread(target=lambda: asyncio.run(self._main(started)))
+        thread.start()
         started.result()
+        self._thread = thread
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -334,12 +343,12 @@ class ThreadedFaultProxy(FaultProxy):
             self._thread = None
 
     async def _main(self, started: concurrent.futures.Future[None]) -> None:
-        self._end = asyncio.Event()
         try:
             await self.start()
-        except OSError as error:
+        except Exception as error:
             started.set_exception(error)
             return
+        self._end = asyncio.Event()
         started.set_result(None)
         await self._end.wait()
         await self.stop()

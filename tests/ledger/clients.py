@@ -125,6 +125,8 @@ def _kit_unit_in_thread(database: Database, options: Any, unit: Transfer) -> Cla
 
 def _claim(unit: Transfer, outcomes: Sequence[Outcome | None], error: Exception | None) -> Claim:
     """Take the last scope's word, and note where another word was said as well."""
+    if not outcomes:
+        raise RuntimeError(f"unit {unit.number} was not even tried") from error
     belief = outcomes[-1] or Outcome.UNKNOWN
     contradiction = None
     if None in outcomes:

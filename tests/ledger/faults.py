@@ -20,14 +20,17 @@ class RandomCuts:
     ``made`` counts the cuts by what they hit.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self, seed: int, *, at_commit: float = AT_COMMIT, at_others: float = AT_OTHERS
+    ) -> None:
         self._chance = random.Random(seed)
+        self._at_commit, self._at_others = at_commit, at_others
         self.made: Counter[str] = Counter()
 
     def __call__(self, message: WireMessage) -> Fault | None:
         """Return the cut for a message, mostly none."""
         at_commit = message.sql is not None and message.sql.strip().upper().startswith("COMMIT")
-        if self._chance.random() >= (AT_COMMIT if at_commit else AT_OTHERS):
+        if self._chance.random() >= (self._at_commit if at_commit else self._at_others):
             return None
         self.made["COMMIT" if at_commit else "others"] += 1
         return Fault(

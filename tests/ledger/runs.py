@@ -42,34 +42,38 @@ class Place:
 
 
 async def run(
-    place: Place, driver: str, name: str, client: Client, *, units: int, seed: int, level: str
+    place: Place,
+    driver: str,
+    name: str,
+    client: Client,
+    cuts: RandomCuts,
+    *,
+    units: int,
+    seed: int,
+    level: str = "none",
 ) -> Run:
     """Run the units through a proxy, wait until the server is done with them, and judge."""
     await asyncio.to_thread(prepare, place.view)
-    cuts = RandomCuts(seed)
     started = time.monotonic()
     async with FaultProxy(place.url) as proxy:
         proxy.inject_where(cuts)
         claims = await client(proxy.url(), plan(units, seed), level)
         proxy.heal()
-        # A COMMIT that is cut off may still be on its way.
+        # A COMMIT that was cut off may still be on its way.
         await _until(lambda: proxy.connections == 0, "links of the proxy are open")
     found = await _settled(place)
+    seconds = time.monotonic() - started
     made = cuts.made
-    return Run(
-        driver,
-        name,
-        time.monotonic() - started,
-        made.total(),
-        made["COMMIT"],
-        claims,
-        judge(claims, found),
-    )
+    verdict = judge(claims, found)
+    return Run(driver, name, seconds, made.total(), made["COMMIT"], claims, verdict)
 
 
 async def _settled(place: Place) -> Found:
     """Return what the database holds once nobody else is connected to it."""
-    while await asyncio.to_thread(place.others):
+    deadline = time.monotonic() + PATIENCE
+    while others := await asyncio.to_thread(place.others):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {PATIENCE:g} s {others} connections are still open")
         await asyncio.sleep(0.01)
     return await asyncio.to_thread(read, place.view)
 
