@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
-from asyncsession_kit import Outcome
+from asyncsession_kit import AsyncDatabase, Outcome
+from asyncsession_kit.testing import FaultProxy
 
 from .ledger.__main__ import BARE, DRIVERS, main, refuse
-from .ledger.clients import bare
-from .ledger.faults import RandomCuts
+from .ledger.clients import bare, kit_unit
+from .ledger.faults import CUTS, OneCut, RandomCuts
 from .ledger.places import maria_place, postgres_place
-from .ledger.runs import Place, Run, run, table
-from .ledger.truth import Claim, Found, judge
-from .ledger.units import START, Transfer
+from .ledger.runs import Place, Run, run, settled, table, until
+from .ledger.truth import Claim, Found, judge, prepare
+from .ledger.units import START, Transfer, plan
 from .support.fixtures import MariaDatabase, PgDatabase
 
 UNIT = Transfer(1, payer=1, payee=2, amount=10)
@@ -76,6 +80,77 @@ async def test_no_wrong_word_on_mariadb(maria_database: MariaDatabase) -> None:
     """The same there."""
     place = maria_place(maria_database.url_for("mysql+asyncmy"), maria_database.view)
     check_all(await run_all(place, "asyncmy"))
+
+
+async def sweep(place: Place) -> list[tuple[str, str, Claim]]:
+    """Cut once at each message of a unit, in each way, and return what was hit and what was said.
+
+    Between two of them a unit that is left alone connects anew and prepares its statements.
+    """
+    await asyncio.to_thread(prepare, place.view)
+    units = iter(plan(1000, 1))
+    seen: list[tuple[str, str, Claim]] = []
+    others: list[Claim] = []
+    async with FaultProxy(place.url) as proxy:
+        async with connected(proxy.url()) as database:
+            for action in CUTS:
+                for number in itertools.count(1):
+                    others.append(await kit_unit(database, {}, next(units)))
+                    cut = OneCut(action, number)
+                    proxy.inject_where(cut)
+                    claim = await kit_unit(database, {}, next(units))
+                    proxy.heal()
+                    if cut.hit is None:
+                        others.append(claim)
+                        break
+                    seen.append((action, cut.hit, claim))
+        await until(lambda: proxy.connections == 0, "links of the proxy are open")
+    verdict = judge([*others, *(claim for _, _, claim in seen)], await settled(place))
+    assert verdict.wrong == 0
+    assert all(claim.belief is Outcome.COMMITTED for claim in others)
+    return seen
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AsyncDatabase]:
+    """Yield a database with a single connection."""
+    database = AsyncDatabase(url, pool_size=1, max_overflow=0)
+    try:
+        yield database
+    finally:
+        await database.dispose()
+
+
+def check_sweep(seen: Sequence[tuple[str, str, Claim]], least: int) -> None:
+    """Check that only a cut at COMMIT leaves doubt, and every earlier one another try."""
+    expected = {
+        "before": (Outcome.COMMITTED, 2),
+        "COMMIT": (Outcome.UNKNOWN, 1),
+        "after": (Outcome.COMMITTED, 1),
+    }
+    for action, hit, claim in seen:
+        assert (claim.belief, claim.attempts) == expected[hit], (action, hit, claim)
+    for action in CUTS:
+        hits = [hit for each, hit, _ in seen if each == action]
+        assert hits.count("before") >= least
+        assert hits.count("COMMIT") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_each_message_of_a_unit_on_postgresql(pg_database: PgDatabase, driver: str) -> None:
+    """Wherever the connection is cut, the word is right, and unknown is said of COMMIT alone."""
+    place = postgres_place(pg_database.url_for(f"postgresql+{driver}"), pg_database.view)
+    check_sweep(await sweep(place), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+async def test_each_message_of_a_unit_on_mariadb(maria_database: MariaDatabase) -> None:
+    """The same there, where a unit is fewer messages."""
+    place = maria_place(maria_database.url_for("mysql+asyncmy"), maria_database.view)
+    check_sweep(await sweep(place), 3)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ async def kit_in_tasks(url: str, units: Sequence[Transfer], level: str) -> list[
     """Run the units in scopes of tasks."""
     database = AsyncDatabase(url, pool_size=WORKERS, max_overflow=0)
     try:
-        return await _in_tasks(units, partial(_kit_unit, database, _options(level)))
+        return await _in_tasks(units, partial(kit_unit, database, _options(level)))
     finally:
         await database.dispose()
 
@@ -84,7 +84,8 @@ async def _in_tasks(
     return claims
 
 
-async def _kit_unit(database: AsyncDatabase, options: Any, unit: Transfer) -> Claim:
+async def kit_unit(database: AsyncDatabase, options: Any, unit: Transfer) -> Claim:
+    """Run one unit in a scope, again where that is worth it, and say how it ended."""
     outcomes: list[Outcome | None] = []
 
     async def attempt() -> None:

@@ -60,15 +60,15 @@ async def run(
         claims = await client(proxy.url(), plan(units, seed), level)
         proxy.heal()
         # A COMMIT that was cut off may still be on its way.
-        await _until(lambda: proxy.connections == 0, "links of the proxy are open")
-    found = await _settled(place)
+        await until(lambda: proxy.connections == 0, "links of the proxy are open")
+    found = await settled(place)
     seconds = time.monotonic() - started
     made = cuts.made
     verdict = judge(claims, found)
     return Run(driver, name, seconds, made.total(), made["COMMIT"], claims, verdict)
 
 
-async def _settled(place: Place) -> Found:
+async def settled(place: Place) -> Found:
     """Return what the database holds once nobody else is connected to it."""
     deadline = time.monotonic() + PATIENCE
     while others := await asyncio.to_thread(place.others):
@@ -78,7 +78,11 @@ async def _settled(place: Place) -> Found:
     return await asyncio.to_thread(read, place.view)
 
 
-async def _until(condition: Callable[[], bool], otherwise: str) -> None:
+async def until(condition: Callable[[], bool], otherwise: str) -> None:
+    """Let the loop run until the condition holds.
+
+    :raises TimeoutError: it does not in time.
+    """
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
