@@ -559,6 +559,18 @@ class TestAnyMessage:
             for number, sql in enumerate(("BEGIN", "SELECT 1", "COMMIT"), 1)
         ]
 
+    async def test_a_function_that_fails_ends_the_connection(
+        self, proxy: FaultProxy, connection: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The message does not pass, and asyncio's log has the error."""
+        proxy.inject_where(lambda message: Fault("cut"))  # type: ignore[arg-type]
+        with pytest.raises(asyncpg.PostgresConnectionError):
+            await insert(connection)
+        (record,) = caplog.records
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], ConfigurationError)
+        assert proxy.executed == []
+
     async def test_a_flush_that_asks_nothing_is_no_message(self, proxy: FaultProxy) -> None:
         """Nor is a Terminate; what is answered counts, and two at once are waited for together."""
         async with raw_client(proxy) as (reader, writer):

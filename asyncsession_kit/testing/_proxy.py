@@ -227,7 +227,7 @@ class FaultProxy:
         """Ask a function for a ``Fault``, or None, with every ``WireMessage`` until ``heal()``.
 
         It runs in the thread of the proxy's loop, and sees the messages of all connections in the
-        order in which they pass.
+        order in which they pass.  An error in it is logged by asyncio, and ends the connection.
         """
         self._on_loop(lambda: self._choosers.append(chooser))
 
