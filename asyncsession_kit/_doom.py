@@ -79,10 +79,8 @@ def _leaves_damage(context: ExceptionContext) -> bool:
 
 def _has_rolled_back(context: ExceptionContext, connection: Connection) -> bool:
     """Tell whether SQLite has rolled back by itself: OR ROLLBACK, a full disk, an I/O error."""
-    if context.dialect.name != "sqlite" or not connection.in_transaction():
-        return False
-    if context.is_disconnect:
-        # It cannot be asked any more, and is dropped anyway.
+    # A connection that was lost cannot be asked any more, and is dropped anyway.
+    if context.dialect.name != "sqlite" or context.is_disconnect or not connection.in_transaction():
         return False
     in_transaction = IN_TRANSACTION.get(context.dialect.driver)
     driver_connection = connection.connection.driver_connection

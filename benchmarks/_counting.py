@@ -17,9 +17,11 @@ from typing import Any
 import greenlet
 from sqlalchemy import URL
 
-from tests.support.proxy import ThreadedWireProxy
+from asyncsession_kit.testing import ThreadedFaultProxy
 
 from ._idioms import TaskSide, ThreadSide, Workload
+
+HOST = "127.0.0.1"
 
 # psycopg prepares a statement when it is executed for the sixth time, which takes a round trip.
 _WARM_UP = 10
@@ -87,12 +89,12 @@ def thread_counts(url: URL) -> Iterator[Count]:
         yield count
 
 
-def _proxy(url: URL) -> ThreadedWireProxy:
-    return ThreadedWireProxy(url.host or "127.0.0.1", url.port or 5432)
+def _proxy(url: URL) -> ThreadedFaultProxy:
+    return ThreadedFaultProxy(url.set(host=url.host or HOST).render_as_string(hide_password=False))
 
 
-def _through(proxy: ThreadedWireProxy, url: URL) -> URL:
-    return url.set(host="127.0.0.1", port=proxy.port)
+def _through(proxy: ThreadedFaultProxy, url: URL) -> URL:
+    return url.set(host=HOST, port=proxy.port)
 
 
 def _agreed(seen: list[Counts], idiom: str, workload: Workload) -> Counts:

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import select, text
 
 from asyncsession_kit import AsyncDatabase, AsyncSessionScope
+from asyncsession_kit.testing import FaultProxy
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account
-from tests.support.proxy import WireProxy
 
 DRIVERS = ["asyncpg", "psycopg"]
 
@@ -25,9 +25,9 @@ DRIVERS = ["asyncpg", "psycopg"]
 @asynccontextmanager
 async def behind_proxy(
     pg: PgDatabase, driver: str, **options: object
-) -> AsyncIterator[tuple[AsyncDatabase, WireProxy]]:
+) -> AsyncIterator[tuple[AsyncDatabase, FaultProxy]]:
     """Yield a database whose wire can be interfered with."""
-    async with WireProxy("127.0.0.1", pg.cluster.port) as proxy:
+    async with FaultProxy(pg.url) as proxy:
         url = pg.url_for(f"postgresql+{driver}", port=proxy.port)
         async with open_database(url, **options) as database:
             yield database, proxy

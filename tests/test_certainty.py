@@ -33,10 +33,10 @@ from asyncsession_kit._certainty import (
     take_evidence,
 )
 from asyncsession_kit.config import reset_session_config
+from asyncsession_kit.testing import Action, FaultProxy, ThreadedFaultProxy
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
-from tests.support.proxy import Action, ThreadedWireProxy, WireProxy
 
 CUTS: list[tuple[Action, bool]] = [
     ("cut_before", False),
@@ -58,15 +58,15 @@ def level(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[WireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[FaultProxy]:
     """A proxy before the server."""
-    async with WireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    async with FaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def db(
-    driver: str, proxy: WireProxy, pg_database: PgDatabase
+    driver: str, proxy: FaultProxy, pg_database: PgDatabase
 ) -> AsyncIterator[AsyncDatabase]:
     """A database behind the proxy."""
     url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
@@ -89,7 +89,7 @@ async def test_a_lost_answer_is_found_out(
     committed: bool,
     level: Any,
     db: AsyncDatabase,
-    proxy: WireProxy,
+    proxy: FaultProxy,
     pg_database: PgDatabase,
 ) -> None:
     """Committed is a success that the caller does not notice; not committed may be tried again."""
@@ -120,7 +120,7 @@ async def test_a_lost_answer_is_found_out(
 
 @pytest.mark.parametrize(("cut", "committed"), CUTS)
 async def test_without_a_check_it_is_unknown(
-    cut: Action, committed: bool, db: AsyncDatabase, proxy: WireProxy
+    cut: Action, committed: bool, db: AsyncDatabase, proxy: FaultProxy
 ) -> None:
     """Level none costs nothing and claims nothing."""
     proxy.inject(cut, on="COMMIT")
@@ -133,7 +133,7 @@ async def test_without_a_check_it_is_unknown(
 
 @pytest.mark.parametrize(("cut", "committed"), CUTS)
 async def test_a_unit_is_applied_exactly_once(
-    cut: Action, committed: bool, level: Any, db: AsyncDatabase, proxy: WireProxy, pg_database: Any
+    cut: Action, committed: bool, level: Any, db: AsyncDatabase, proxy: FaultProxy, pg_database: Any
 ) -> None:
     """Tried again only where it was found not to have committed."""
     proxy.inject(cut, on="COMMIT")
@@ -152,7 +152,7 @@ async def test_a_unit_is_applied_exactly_once(
 
 
 async def test_a_commit_that_arrives_late_is_waited_for(
-    level: Any, db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    level: Any, db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """While the transaction is in progress nothing is claimed; the server settles it first."""
     proxy.inject("cut_late", on="COMMIT", seconds=0.2)
@@ -167,7 +167,7 @@ async def test_a_commit_that_arrives_late_is_waited_for(
 
 
 async def test_a_commit_in_the_body_goes_on_with_the_same_objects(
-    level: Any, db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    level: Any, db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """After the lost answer was found out the session has its objects as after any commit."""
     proxy.inject("cut_answered", on="COMMIT")
@@ -183,7 +183,7 @@ async def test_a_commit_in_the_body_goes_on_with_the_same_objects(
 
 
 async def test_expired_objects_are_loaded_again(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """With expire_on_commit the objects are expired, as after any commit."""
     proxy.inject("cut_answered", on="COMMIT")
@@ -197,7 +197,7 @@ async def test_expired_objects_are_loaded_again(
 
 async def test_a_thread_finds_out_as_well(pg_database: PgDatabase, level: Any) -> None:
     """The same for threads, with psycopg."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         db = Database(pg_database.url_for("postgresql+psycopg", port=proxy.port))
         db.create_all(Base.metadata)
         db.create_commit_table()
@@ -219,7 +219,7 @@ async def test_a_thread_finds_out_as_well(pg_database: PgDatabase, level: Any) -
 
 
 async def test_certainty_costs_one_round_trip_where_something_was_written(
-    level: Any, db: AsyncDatabase, proxy: WireProxy
+    level: Any, db: AsyncDatabase, proxy: FaultProxy
 ) -> None:
     """Reads cost nothing, and so does level none."""
 
@@ -246,7 +246,7 @@ async def test_certainty_costs_one_round_trip_where_something_was_written(
     ("answer", "outcome"), [(True, "committed"), (False, "rolled_back"), (None, "unknown")]
 )
 async def test_verify_is_asked_where_nobody_else_knows(
-    answer: bool | None, outcome: str, db: AsyncDatabase, proxy: WireProxy
+    answer: bool | None, outcome: str, db: AsyncDatabase, proxy: FaultProxy
 ) -> None:
     """It is given a connection, and its word counts; None leaves it unknown."""
     asked: list[int] = []
@@ -266,7 +266,7 @@ async def test_verify_is_asked_where_nobody_else_knows(
 
 
 async def test_verify_that_cannot_answer_leaves_it_unknown(
-    db: AsyncDatabase, proxy: WireProxy
+    db: AsyncDatabase, proxy: FaultProxy
 ) -> None:
     """Its errors are not the caller's; the lost answer is."""
 
@@ -281,7 +281,7 @@ async def test_verify_that_cannot_answer_leaves_it_unknown(
     assert scope.outcome == "unknown"
 
 
-async def test_what_wrote_no_row_needs_no_answer(db: AsyncDatabase, proxy: WireProxy) -> None:
+async def test_what_wrote_no_row_needs_no_answer(db: AsyncDatabase, proxy: FaultProxy) -> None:
     """Without a transaction id nothing was stored that could be lost or doubled."""
     proxy.inject("cut_before", on="COMMIT")
     scope = db.session_scope(commit_check="xid")
@@ -382,7 +382,7 @@ async def test_a_certainty_must_be_known(option: str, value: Any, tmp_path: Any)
             RetryPolicy(**{option: value})
 
 
-async def test_a_process_wide_certainty(db: AsyncDatabase, proxy: WireProxy) -> None:
+async def test_a_process_wide_certainty(db: AsyncDatabase, proxy: FaultProxy) -> None:
     """configure_session() sets it for every scope, and a scope may say otherwise."""
     configure_session(commit_check="xid")
     try:
@@ -405,7 +405,7 @@ async def plain(session: AsyncSession) -> None:
 
 
 async def test_a_plain_session_finds_out_too(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """Who commits by hand is told the same."""
     proxy.inject("cut_answered", on="COMMIT")

@@ -25,10 +25,10 @@ from asyncsession_kit._demo.job import Settings, Watch
 from asyncsession_kit._demo.ledger import Kind, plan
 from asyncsession_kit._demo.place import choose_place
 from asyncsession_kit.cli import main
+from asyncsession_kit.testing import Action, ThreadedFaultProxy
 
 from .support.fixtures import PgDatabase
 from .support.machine import wait_for
-from .support.proxy import Action, ThreadedWireProxy
 
 SMALL = ("--transfers", "40", "--workers", "8", "--accounts", "10")
 SETTINGS = Settings(transfers=40, workers=8, accounts=10)
@@ -409,7 +409,7 @@ def test_unknown_outcome_is_no_wrong_outcome(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Where a link is lost at COMMIT, with or without effect, the ledger still is as was said."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         watch = at({1: lambda: proxy.inject(fault, on="COMMIT", times=1)})
         place = choose_place(proxy.url(pg_database.url), None, keep=False)
 

@@ -11,10 +11,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from asyncsession_kit import AsyncDatabase, TransactionTimeoutError
+from asyncsession_kit.testing import FaultProxy
 from tests.support.databases import open_database, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account
-from tests.support.proxy import WireProxy
 
 ONE = text("SELECT 1")
 
@@ -26,15 +26,15 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[WireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[FaultProxy]:
     """A proxy before the server."""
-    async with WireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    async with FaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def db(
-    driver: str, proxy: WireProxy, pg_database: PgDatabase
+    driver: str, proxy: FaultProxy, pg_database: PgDatabase
 ) -> AsyncIterator[AsyncDatabase]:
     """A database behind the proxy, with one connection that is open already."""
     url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
@@ -45,7 +45,7 @@ async def db(
 
 
 @pytest.mark.slow
-async def test_a_dead_link_ends_with_the_deadline(db: AsyncDatabase, proxy: WireProxy) -> None:
+async def test_a_dead_link_ends_with_the_deadline(db: AsyncDatabase, proxy: FaultProxy) -> None:
     """No answer comes, neither from the server nor from its limit: the caller gives up."""
     scope = db.session_scope(timeout=0.3, cleanup_timeout=0.3)
     began = time.monotonic()
@@ -64,7 +64,7 @@ async def test_a_dead_link_ends_with_the_deadline(db: AsyncDatabase, proxy: Wire
 
 
 async def test_a_commit_that_answers_late_is_still_one(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """Once COMMIT was sent its answer counts, up to commit_grace after the deadline."""
     proxy.inject("delay", on="COMMIT", seconds=0.6)
@@ -75,7 +75,7 @@ async def test_a_commit_that_answers_late_is_still_one(
     assert stored_names(pg_database.url_for("postgresql+psycopg")) == ["a"]
 
 
-async def test_a_commit_that_never_answers_is_unknown(db: AsyncDatabase, proxy: WireProxy) -> None:
+async def test_a_commit_that_never_answers_is_unknown(db: AsyncDatabase, proxy: FaultProxy) -> None:
     """After the grace the scope says what it knows: nothing."""
     proxy.inject("swallow", on="COMMIT")
     scope = db.session_scope(timeout=0.3, commit_grace=0.2)

@@ -69,3 +69,18 @@ def _waiter_of_a_closed_loop() -> AsyncWaiter:
         return AsyncWaiter()
 
     return asyncio.run(make())
+
+
+async def test_a_place_that_was_granted_can_be_given_up(pg_database: PgDatabase) -> None:
+    """Who was cancelled just as it was let in leaves the place to the next."""
+    db = AsyncDatabase(pg_database.url, pool_size=1, max_overflow=0, pool_timeout=5)
+    session = db.get_session()
+    assert db.holders is not None
+    place = Place(db.holders, session.sync_session.kit_state)  # type: ignore[attr-defined]
+    db.holders.line_up(place)
+    assert place.granted
+    db.holders.step_out(place)
+    async with db.session_scope() as other:
+        assert await other.scalar(ONE) == 1
+    await session.close()
+    await db.dispose()

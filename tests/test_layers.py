@@ -89,6 +89,18 @@ PROGRAMS = [
     "__main__",
 ]
 
+# For the tests of applications, on top of all else; only those who import it by name pay for it.
+TESTING = [
+    "testing._faults",
+    "testing._conversation",
+    "testing._postgres",
+    "testing._mysql",
+    "testing._ends",
+    "testing._link",
+    "testing._proxy",
+    "testing",
+]
+
 # Stand beside the package: the generator has to work while the package cannot be imported.
 BESIDE = ["_tools", "_tools.unasync"]
 
@@ -140,13 +152,13 @@ def own_imports_of(name: str, *, types: bool = True) -> set[str]:
 def test_every_module_has_its_place() -> None:
     """A new module is put where it belongs, and one that is gone is taken out."""
     assert len(ORDER) == len(set(ORDER))
-    assert set(MODULES) - set(BESIDE) == {*ORDER, *PROGRAMS}
+    assert set(MODULES) - set(BESIDE) == {*ORDER, *PROGRAMS, *TESTING}
 
 
-@pytest.mark.parametrize("name", [*ORDER, *PROGRAMS])
+@pytest.mark.parametrize("name", [*ORDER, *PROGRAMS, *TESTING])
 def test_imports_point_down(name: str) -> None:
     """A module imports what stands below it; only a type may be named the other way round."""
-    order = [*ORDER, *PROGRAMS]
+    order = [*ORDER, *PROGRAMS, *TESTING]
     upward = own_imports_of(name, types=False) - set(order[: order.index(name)])
     assert not upward, f"{name} imports {', '.join(sorted(upward))}, which stand above it"
 
@@ -167,6 +179,12 @@ def test_the_halves_do_not_know_each_other(half: str, other: str) -> None:
     assert len(modules) >= 5
     for name in modules:
         assert not [module for module in own_imports_of(name) if module.split(".")[0] == other]
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_the_proxy_knows_nothing_of_sessions(name: str) -> None:
+    """What fails on purpose shares no code with what has to survive it."""
+    assert own_imports_of(name) <= {*TESTING, "errors"}
 
 
 @pytest.mark.parametrize("name", BESIDE)

@@ -31,11 +31,11 @@ from asyncsession_kit import (
 )
 from asyncsession_kit._retry import _attached
 from asyncsession_kit._unit import _current, close_unit, note_attached, open_unit
+from asyncsession_kit.testing import FaultProxy
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Base
 from tests.support.postgres import PostgresCluster
-from tests.support.proxy import WireProxy
 
 AT_ONCE = RetryPolicy(attempts=4, delay=0)
 SOON = RetryPolicy(attempts=200, delay=0.02, max_delay=0.1)
@@ -451,7 +451,7 @@ async def test_a_unit_that_may_have_committed_is_not_run_again(
     pg_database: PgDatabase, driver: str
 ) -> None:
     """It has, here; only who may repeat it does, whatever else the policy asks for."""
-    async with WireProxy("127.0.0.1", pg_database.cluster.port) as proxy:
+    async with FaultProxy(pg_database.url) as proxy:
         url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
         async with open_database(url) as db:
             attempts = 0

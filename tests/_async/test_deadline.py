@@ -18,10 +18,10 @@ from asyncsession_kit import (
     TransactionTimeoutError,
 )
 from asyncsession_kit._types import unwrap_async_engine
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.elsewhere import AsyncFlag, async_beside, async_elsewhere, async_pause
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Base
-from tests.support.proxy import ThreadedWireProxy
 
 SLEEP = text("SELECT pg_sleep(20)")
 LIMIT = text("SHOW statement_timeout")
@@ -32,14 +32,16 @@ ENDLESS = text(
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedWireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
+async def narrow(
+    proxy: ThreadedFaultProxy, pg_database: PgDatabase
+) -> AsyncIterator[AsyncDatabase]:
     """A database with a single connection."""
     database = AsyncDatabase(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     await database.create_all(Base.metadata)
@@ -59,7 +61,7 @@ async def names(db: AsyncDatabase) -> list[str]:
 # --- where the time runs out ----------------------------------------------------------------------
 
 
-async def test_deadline_inside_pg_sleep(narrow: AsyncDatabase, proxy: ThreadedWireProxy) -> None:
+async def test_deadline_inside_pg_sleep(narrow: AsyncDatabase, proxy: ThreadedFaultProxy) -> None:
     """The server ends the statement, the error says which step, and the connection is kept."""
     async with narrow.session_scope() as session:
         backend = await session.scalar(text("SELECT pg_backend_pid()"))
@@ -248,7 +250,7 @@ async def test_a_deadline_for_a_passed_session(pg_db: AsyncDatabase) -> None:
 
 
 async def test_the_server_is_told_once_and_again_when_half_is_left(
-    narrow: AsyncDatabase, proxy: ThreadedWireProxy
+    narrow: AsyncDatabase, proxy: ThreadedFaultProxy
 ) -> None:
     """One statement a scope, and one more for each halving of what is left."""
 

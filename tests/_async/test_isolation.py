@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import AsyncDatabase, ConfigurationError, PropagationError
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.fixtures import PgDatabase
-from tests.support.proxy import ThreadedWireProxy
 
 LEVEL = text("SHOW transaction_isolation")
 ONE = text("SELECT 1")
@@ -24,14 +24,16 @@ class BodyFailed(Exception):
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedWireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
+async def narrow(
+    proxy: ThreadedFaultProxy, pg_database: PgDatabase
+) -> AsyncIterator[AsyncDatabase]:
     """A database with a single connection, so that each scope gets the one of the scope before."""
     database = AsyncDatabase(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     yield database
@@ -55,7 +57,7 @@ async def test_a_level_holds_for_its_scope_alone(level: str, narrow: AsyncDataba
 
 
 async def test_isolation_does_not_leak_to_the_next_user_of_the_connection(
-    narrow: AsyncDatabase, proxy: ThreadedWireProxy
+    narrow: AsyncDatabase, proxy: ThreadedFaultProxy
 ) -> None:
     """On the wire: the level is named once, with its own BEGIN, also where the body fails."""
     await level_of(narrow)

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import AsyncDatabase, PropagationError
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.elsewhere import async_elsewhere, async_pause
 from tests.support.fixtures import PgDatabase
-from tests.support.proxy import ThreadedWireProxy
 
 ONE = text("SELECT 1")
 
@@ -93,14 +93,14 @@ CASES = [(around, propagation) for around, row in TABLE.items() for propagation 
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedWireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def db(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
+async def db(proxy: ThreadedFaultProxy, pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
     """A database behind the proxy, known to the driver and with no connection left."""
     database = AsyncDatabase(proxy.url(pg_database.url))
     async with database.engine.connect():
@@ -120,7 +120,7 @@ async def other(tmp_path: Path) -> AsyncIterator[AsyncDatabase]:
     await database.dispose()
 
 
-def seen(proxy: ThreadedWireProxy) -> Seen:
+def seen(proxy: ThreadedFaultProxy) -> Seen:
     """Return what has crossed the wire since the counts were reset."""
     verbs = [sql.split()[0].strip(";").upper() for sql in proxy.executed]
     return Seen(
@@ -139,7 +139,7 @@ async def test_the_server_sees_what_the_table_says(
     propagation: Any,
     db: AsyncDatabase,
     other: AsyncDatabase,
-    proxy: ThreadedWireProxy,
+    proxy: ThreadedFaultProxy,
 ) -> None:
     """Each propagation, whatever is open around it, takes the connections that it promises."""
     outer = {

@@ -19,9 +19,9 @@ from asyncsession_kit import (
 )
 from asyncsession_kit._types import create_async_engine
 from asyncsession_kit.config import reset_session_config
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
-from tests.support.proxy import ThreadedWireProxy
 
 ALONE: dict[str, Any] = {"read_only": True, "snapshot": False}
 SWITCH_OFF = [
@@ -34,14 +34,16 @@ SWITCH_OFF = [
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedWireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
+async def narrow(
+    proxy: ThreadedFaultProxy, pg_database: PgDatabase
+) -> AsyncIterator[AsyncDatabase]:
     """A database with a single connection of each kind, with the tests' tables."""
     database = AsyncDatabase(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     await database.create_all(Base.metadata)
@@ -57,7 +59,7 @@ async def names(db: AsyncDatabase) -> list[str]:
 
 
 async def test_each_statement_is_one_round_trip(
-    narrow: AsyncDatabase, proxy: ThreadedWireProxy
+    narrow: AsyncDatabase, proxy: ThreadedFaultProxy
 ) -> None:
     """Once the connection is there, nothing but the statements crosses the wire."""
     read = select(Account.name)

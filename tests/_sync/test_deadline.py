@@ -19,10 +19,10 @@ from asyncsession_kit import (
     TransactionTimeoutError,
 )
 from asyncsession_kit._types import unwrap_engine
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.elsewhere import Flag, beside, elsewhere, pause
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Base
-from tests.support.proxy import ThreadedWireProxy
 
 SLEEP = text("SELECT pg_sleep(20)")
 LIMIT = text("SHOW statement_timeout")
@@ -33,14 +33,14 @@ ENDLESS = text(
 
 
 @pytest.fixture
-def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+def narrow(proxy: ThreadedFaultProxy, pg_database: PgDatabase) -> Iterator[Database]:
     """A database with a single connection."""
     database = Database(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     database.create_all(Base.metadata)
@@ -60,7 +60,7 @@ def names(db: Database) -> list[str]:
 # --- where the time runs out ----------------------------------------------------------------------
 
 
-def test_deadline_inside_pg_sleep(narrow: Database, proxy: ThreadedWireProxy) -> None:
+def test_deadline_inside_pg_sleep(narrow: Database, proxy: ThreadedFaultProxy) -> None:
     """The server ends the statement, the error says which step, and the connection is kept."""
     with narrow.session_scope() as session:
         backend = session.scalar(text("SELECT pg_backend_pid()"))
@@ -249,7 +249,7 @@ def test_a_deadline_for_a_passed_session(pg_db: Database) -> None:
 
 
 def test_the_server_is_told_once_and_again_when_half_is_left(
-    narrow: Database, proxy: ThreadedWireProxy
+    narrow: Database, proxy: ThreadedFaultProxy
 ) -> None:
     """One statement a scope, and one more for each halving of what is left."""
 

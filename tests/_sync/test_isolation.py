@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import ConfigurationError, Database, PropagationError
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.fixtures import PgDatabase
-from tests.support.proxy import ThreadedWireProxy
 
 LEVEL = text("SHOW transaction_isolation")
 ONE = text("SELECT 1")
@@ -25,14 +25,14 @@ class BodyFailed(Exception):
 
 
 @pytest.fixture
-def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+def narrow(proxy: ThreadedFaultProxy, pg_database: PgDatabase) -> Iterator[Database]:
     """A database with a single connection, so that each scope gets the one of the scope before."""
     database = Database(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     yield database
@@ -56,7 +56,7 @@ def test_a_level_holds_for_its_scope_alone(level: str, narrow: Database) -> None
 
 
 def test_isolation_does_not_leak_to_the_next_user_of_the_connection(
-    narrow: Database, proxy: ThreadedWireProxy
+    narrow: Database, proxy: ThreadedFaultProxy
 ) -> None:
     """On the wire: the level is named once, with its own BEGIN, also where the body fails."""
     level_of(narrow)

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import Database, PropagationError
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.elsewhere import elsewhere, pause
 from tests.support.fixtures import PgDatabase
-from tests.support.proxy import ThreadedWireProxy
 
 ONE = text("SELECT 1")
 
@@ -94,14 +94,14 @@ CASES = [(around, propagation) for around, row in TABLE.items() for propagation 
 
 
 @pytest.fixture
-def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def db(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+def db(proxy: ThreadedFaultProxy, pg_database: PgDatabase) -> Iterator[Database]:
     """A database behind the proxy, known to the driver and with no connection left."""
     database = Database(proxy.url(pg_database.url))
     with database.engine.connect():
@@ -121,7 +121,7 @@ def other(tmp_path: Path) -> Iterator[Database]:
     database.dispose()
 
 
-def seen(proxy: ThreadedWireProxy) -> Seen:
+def seen(proxy: ThreadedFaultProxy) -> Seen:
     """Return what has crossed the wire since the counts were reset."""
     verbs = [sql.split()[0].strip(";").upper() for sql in proxy.executed]
     return Seen(
@@ -140,7 +140,7 @@ def test_the_server_sees_what_the_table_says(
     propagation: Any,
     db: Database,
     other: Database,
-    proxy: ThreadedWireProxy,
+    proxy: ThreadedFaultProxy,
 ) -> None:
     """Each propagation, whatever is open around it, takes the connections that it promises."""
     outer = {

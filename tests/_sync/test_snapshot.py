@@ -20,9 +20,9 @@ from asyncsession_kit import (
 )
 from asyncsession_kit._types import create_engine
 from asyncsession_kit.config import reset_session_config
+from asyncsession_kit.testing import ThreadedFaultProxy
 from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
-from tests.support.proxy import ThreadedWireProxy
 
 ALONE: dict[str, Any] = {"read_only": True, "snapshot": False}
 SWITCH_OFF = [
@@ -35,14 +35,14 @@ SWITCH_OFF = [
 
 
 @pytest.fixture
-def proxy(pg_database: PgDatabase) -> Iterator[ThreadedWireProxy]:
+def proxy(pg_database: PgDatabase) -> Iterator[ThreadedFaultProxy]:
     """A proxy that sees each statement on its way to the server."""
-    with ThreadedWireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    with ThreadedFaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def narrow(proxy: ThreadedWireProxy, pg_database: PgDatabase) -> Iterator[Database]:
+def narrow(proxy: ThreadedFaultProxy, pg_database: PgDatabase) -> Iterator[Database]:
     """A database with a single connection of each kind, with the tests' tables."""
     database = Database(proxy.url(pg_database.url), pool_size=1, max_overflow=0)
     database.create_all(Base.metadata)
@@ -57,7 +57,7 @@ def names(db: Database) -> list[str]:
         return list(session.scalars(select(Account.name).order_by(Account.name)))
 
 
-def test_each_statement_is_one_round_trip(narrow: Database, proxy: ThreadedWireProxy) -> None:
+def test_each_statement_is_one_round_trip(narrow: Database, proxy: ThreadedFaultProxy) -> None:
     """Once the connection is there, nothing but the statements crosses the wire."""
     read = select(Account.name)
     for _ in range(2):
