@@ -206,6 +206,7 @@ class TestFaults:
     async def test_latency_is_paid_each_way(self, proxy: FaultProxy, connection: Any) -> None:
         """One round trip takes twice the latency, however large its reply."""
         proxy.latency = 0.05
+        assert proxy.latency == 0.05
         started = time.monotonic()
         await connection.fetchval("SELECT 1")
         once = time.monotonic() - started

@@ -96,6 +96,7 @@ TESTING = [
     "testing._postgres",
     "testing._mysql",
     "testing._ends",
+    "testing._exchange",
     "testing._link",
     "testing._proxy",
     "testing",

@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Protocol
 
 from ._conversation import Conversation, Question, Reply, Request
 from ._ends import End, Lane
+from ._exchange import Exchange
 from ._faults import Fault
-
-
-class Proxy(Protocol):
-    """Is what a link needs of the proxy it belongs to."""
-
-    @property
-    def latency(self) -> float:
-        """Return the seconds that every message takes, each way."""
-        ...
-
-    @property
-    def target(self) -> tuple[str, int]:
-        """Return the server's host and port."""
-        ...
-
-    def add_link(self, link: Link) -> int:
-        """Take notice of a new connection and return its number."""
-        ...
-
-    def remove_link(self, link: Link) -> None:
-        """Forget a connection both ends of which are closed."""
-        ...
-
-    def record(self, request: Request) -> None:
-        """Count a client's message."""
-        ...
-
-    def record_round_trips(self, count: int) -> None:
-        """Count answers after which the client has nothing left to wait for."""
-        ...
-
-    def find_fault(self, connection: int, number: int, sql: str | None) -> Fault | None:
-        """Return what happens to a message."""
-        ...
 
 
 class Link:
     """Is one client's connection and the connection to the server that was made for it."""
 
     def __init__(
-        self,
-        proxy: Proxy,
-        conversation: Conversation,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        held: bool,
+        self, exchange: Exchange, conversation: Conversation, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._proxy = proxy
+        self._exchange = exchange
         self._conversation = conversation
         self._loop = loop
         self.client = End(self._client_made, self._client_sent, self._client_lost)
         self._server = End(self._server_made, self._server_sent, self._server_lost)
         self.client.peer, self._server.peer = self._server, self.client
-        self._to_client = Lane(self.client, loop, held=held)
-        self._to_server = Lane(self._server, loop, held=held)
+        self._to_client = Lane(self.client, loop, held=exchange.held)
+        self._to_server = Lane(self._server, loop, held=exchange.held)
         self._connecting: asyncio.Task[None] | None = None
         self._number = 0
         self._messages = 0
@@ -81,13 +42,13 @@ class Link:
         self.client.abort()
 
     def _client_made(self) -> None:
-        self._number = self._proxy.add_link(self)
+        self._number = self._exchange.add_link(self)
         self._connecting = self._loop.create_task(self._connect())
         self._connecting.add_done_callback(self._connected)
 
     async def _connect(self) -> None:
         with suppress(OSError):
-            await self._loop.create_connection(lambda: self._server, *self._proxy.target)
+            await self._loop.create_connection(lambda: self._server, *self._exchange.target)
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         """Turn away a client whose server cannot be reached."""
@@ -102,12 +63,12 @@ class Link:
 
     def _client_lost(self) -> None:
         # Behind what the client sent before: a COMMIT on its way still arrives.
-        self._to_server.push(None, self._proxy.latency)
+        self._to_server.push(None, self._exchange.latency)
         self._to_server.flush()
         self._finish()
 
     def _server_lost(self) -> None:
-        self._to_client.push(None, self._proxy.latency)
+        self._to_client.push(None, self._exchange.latency)
         self._to_client.flush()
         self._finish()
 
@@ -115,7 +76,7 @@ class Link:
         if self.client.lost and self._server.lost:
             self._to_client.stop_timer()
             self._to_server.stop_timer()
-            self._proxy.remove_link(self)
+            self._exchange.remove_link(self)
 
     def _client_sent(self, data: bytes) -> None:
         for request in self._conversation.sent(data):
@@ -127,12 +88,12 @@ class Link:
 
     def _forward(self, request: Request) -> None:
         """Let a message pass to the server, or do what was asked for instead."""
-        latency = self._proxy.latency
+        latency = self._exchange.latency
         if request.reply:
             self._to_client.push(request.reply, 2 * latency)
             return
         fault = self._fault_for(request)
-        self._proxy.record(request)
+        self._exchange.record(request)
         action = fault.action if fault is not None else None
         if action == "black_hole":
             self.hold(True)
@@ -146,7 +107,7 @@ class Link:
         if request.question is None:
             return None
         self._messages += 1
-        fault = self._proxy.find_fault(self._number, self._messages, request.sql)
+        fault = self._exchange.find_fault(self._number, self._messages, request.sql)
         request.question.fault = fault or request.question.fault
         return fault
 
@@ -157,18 +118,18 @@ class Link:
 
     def _return(self, reply: Reply) -> None:
         """Let a message pass to the client, or do what was asked for instead."""
-        self._proxy.record_round_trips(reply.round_trips)
+        self._exchange.counts.round_trips += reply.round_trips
         question = reply.question
         fault = question.fault if question is not None else None
         if question is not None and fault is not None and fault.withholds:
             self._withhold(reply, question, fault)
             return
         late = fault.seconds if fault is not None and fault.action == "delay" else 0.0
-        self._to_client.push(reply.data, self._proxy.latency + late)
+        self._to_client.push(reply.data, self._exchange.latency + late)
 
     def _withhold(self, reply: Reply, question: Question, fault: Fault) -> None:
         """Keep a message back; at the end of the answer, cut where that was asked for."""
         question.kept += reply.data
         if reply.ends and fault.action != "swallow":
-            self._to_client.push(fault.passed(bytes(question.kept)), self._proxy.latency)
-            self._to_client.push(None, self._proxy.latency)
+            self._to_client.push(fault.passed(bytes(question.kept)), self._exchange.latency)
+            self._to_client.push(None, self._exchange.latency)

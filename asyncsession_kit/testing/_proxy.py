@@ -11,14 +11,14 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.engine import make_url
 
 from ..errors import ConfigurationError
-from ._conversation import Conversation, Request
-from ._faults import Action, AtMessage, Fault, FaultChooser, OnStatement, WireMessage, choose
+from ._conversation import Conversation
+from ._exchange import Exchange
+from ._faults import Action, AtMessage, Fault, FaultChooser, OnStatement
 from ._link import Link
 from ._mysql import MySqlConversation
 from ._postgres import PostgresConversation
@@ -35,18 +35,6 @@ PROTOCOLS: dict[str, tuple[Callable[[], Conversation], int]] = {
     "mysql": (MySqlConversation, 3306),
     "mariadb": (MySqlConversation, 3306),
 }
-
-
-@dataclass
-class _Counts:
-    """Holds what crossed the wire since the last reset."""
-
-    round_trips: int = 0
-    requests: int = 0
-    messages: int = 0
-    fired: int = 0
-    statements: list[str] = field(default_factory=list)
-    executed: list[str] = field(default_factory=list)
 
 
 class FaultProxy:
@@ -73,13 +61,7 @@ class FaultProxy:
             )
         self._new_conversation, port = PROTOCOLS[system]
         self._given = target
-        self._target = (url.host, url.port or port)
-        self._latency = 0.0
-        self._held = False
-        self._choosers: list[FaultChooser] = []
-        self._links: set[Link] = set()
-        self._made = 0
-        self._counts = _Counts()
+        self._exchange = Exchange((url.host, url.port or port))
         self._port = 0
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,73 +93,73 @@ class FaultProxy:
         if self._server is None:
             return
         self._server.close()
-        while self._links:
-            for link in list(self._links):
-                link.abort()
+        while self._exchange.links:
+            self._exchange.cut()
             await asyncio.sleep(0)
         await self._server.wait_closed()
         self._server = None
 
     @property
     def target(self) -> tuple[str, int]:
-        """The server's host and port."""
-        return self._target
+        """Return the server's host and port."""
+        return self._exchange.target
 
     @property
     def port(self) -> int:
-        """The port to connect to."""
+        """Return the port to connect to."""
         return self._port
 
     @property
     def connections(self) -> int:
-        """How many connections are open, a server's half-open end included."""
-        return len(self._links)
+        """Return how many connections are open, a server's half-open end included."""
+        return len(self._exchange.links)
 
     @property
     def round_trips(self) -> int:
-        """How many times a client had to wait for the server, logins not counted."""
-        return self._counts.round_trips
+        """Return how many times a client had to wait for the server, logins not counted."""
+        return self._exchange.counts.round_trips
 
     @property
     def requests(self) -> int:
-        """How many messages asked for an answer at once; a pipeline sends several per round trip.
+        """Return how many messages asked for an answer at once.
 
-        They are Query and Sync in PostgreSQL, and each command in MariaDB and MySQL.
+        They are Query and Sync in PostgreSQL, of which a pipeline sends several per round trip, and
+        each command in MariaDB and MySQL.
         """
-        return self._counts.requests
+        return self._exchange.counts.requests
 
     @property
     def messages(self) -> int:
-        """How many messages clients sent that are part of a question, logins not counted.
+        """Return how many messages clients sent that are part of a question, logins not counted.
 
         In PostgreSQL one statement is several of them (Parse, Bind, Execute, Sync), in MariaDB and
         MySQL one.
         """
-        return self._counts.messages
+        return self._exchange.counts.messages
 
     @property
     def fired(self) -> int:
-        """How many messages a fault hit."""
-        return self._counts.fired
+        """Return how many messages a fault hit."""
+        return self._exchange.counts.fired
 
     @property
     def statements(self) -> list[str]:
-        """The SQL texts sent, to be executed or prepared; in MariaDB and MySQL, executed."""
-        return list(self._counts.statements)
+        """Return the SQL texts sent, to be executed or prepared; in MariaDB and MySQL, executed."""
+        return list(self._exchange.counts.statements)
 
     @property
     def executed(self) -> list[str]:
-        """The SQL texts executed, those prepared earlier included."""
-        return list(self._counts.executed)
+        """Return the SQL texts executed, those prepared earlier included."""
+        return list(self._exchange.counts.executed)
 
     @property
     def latency(self) -> float:
-        """Seconds that every message takes, each way."""
-        return self._latency
+        """Return the seconds that every message takes, each way; it can be set."""
+        return self._exchange.latency
 
     @latency.setter
     def latency(self, seconds: float) -> None:
-        self._latency = seconds
+        self._exchange.latency = seconds
 
     def url(self, target: str | None = None) -> str:
         """Return the URL of the target, or another one, that leads through this proxy.
@@ -189,7 +171,7 @@ class FaultProxy:
 
     def reset_counts(self) -> None:
         """Start all counts and lists anew."""
-        self._on_loop(self._reset_counts)
+        self._on_loop(self._exchange.reset_counts)
 
     def inject(
         self,
@@ -229,19 +211,19 @@ class FaultProxy:
         It runs in the thread of the proxy's loop, and sees the messages of all connections in the
         order in which they pass.  An error in it is logged by asyncio, and ends the connection.
         """
-        self._on_loop(lambda: self._choosers.append(chooser))
+        self._on_loop(lambda: self._exchange.choosers.append(chooser))
 
     def black_hole(self) -> None:
         """Stop forwarding on all connections, new ones too, and close none."""
-        self._on_loop(lambda: self._hold(True))
+        self._on_loop(lambda: self._exchange.hold(True))
 
     def heal(self) -> None:
         """End every fault; what black holes held back arrives now, as after a retransmission."""
-        self._on_loop(self._heal)
+        self._on_loop(self._exchange.heal)
 
     def cut(self) -> None:
         """Cut all connections now, on both sides."""
-        self._on_loop(self._cut)
+        self._on_loop(self._exchange.cut)
 
     async def until_fired(self, count: int = 1, timeout: float = 5.0) -> None:
         """Wait until faults have hit ``count`` statements since the last reset.
@@ -254,55 +236,9 @@ class FaultProxy:
                 raise TimeoutError(f"{self.fired} of {count} faults fired within {timeout} s")
             await asyncio.sleep(0.001)
 
-    def add_link(self, link: Link) -> int:
-        """Take notice of a new connection and return its number."""
-        self._links.add(link)
-        self._made += 1
-        return self._made
-
-    def remove_link(self, link: Link) -> None:
-        """Forget a connection both ends of which are closed."""
-        self._links.discard(link)
-
-    def find_fault(self, connection: int, number: int, sql: str | None) -> Fault | None:
-        """Return what happens to a message."""
-        fault = choose(self._choosers, WireMessage(connection, number, sql))
-        self._counts.fired += fault is not None
-        return fault
-
-    def record(self, request: Request) -> None:
-        """Count a client's message."""
-        self._counts.requests += request.waits
-        self._counts.messages += request.question is not None
-        self._counts.round_trips += request.round_trips
-        if request.sql is not None:
-            self._counts.executed.append(request.sql)
-        if request.text is not None:
-            self._counts.statements.append(request.text)
-
-    def record_round_trips(self, count: int) -> None:
-        """Count answers after which the client has nothing left to wait for."""
-        self._counts.round_trips += count
-
     def _new_client(self) -> asyncio.Protocol:
         assert self._loop is not None
-        return Link(self, self._new_conversation(), self._loop, held=self._held).client
-
-    def _reset_counts(self) -> None:
-        self._counts = _Counts()
-
-    def _hold(self, held: bool) -> None:
-        self._held = held
-        for link in list(self._links):
-            link.hold(held)
-
-    def _heal(self) -> None:
-        self._choosers.clear()
-        self._hold(False)
-
-    def _cut(self) -> None:
-        for link in list(self._links):
-            link.abort()
+        return Link(self._exchange, self._new_conversation(), self._loop).client
 
     def _on_loop(self, action: Callable[[], T]) -> T:
         """Run a function in the loop's thread and return its result."""
