@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncsession_kit import Outcome
+from asyncsession_kit import AsyncDatabase, Outcome
 from asyncsession_kit.testing import FaultProxy
 
 from .clients import Client
@@ -54,6 +54,8 @@ async def run(
 ) -> Run:
     """Run the units through a proxy, wait until the server is done with them, and judge."""
     await asyncio.to_thread(prepare, place.view)
+    if level == "token":
+        await make_tokens(place.url)
     started = time.monotonic()
     async with FaultProxy(place.url) as proxy:
         proxy.inject_where(cuts)
@@ -66,6 +68,14 @@ async def run(
     made = cuts.made
     verdict = judge(claims, found)
     return Run(driver, name, seconds, made.total(), made["COMMIT"], claims, verdict)
+
+
+async def make_tokens(url: str) -> None:
+    """Create the table of tokens, past the proxy."""
+    # Its fault is to lose connections, and this is no part of the trial.
+    database = AsyncDatabase(url)
+    await database.create_commit_table()
+    await database.dispose()
 
 
 async def settled(place: Place) -> Found:
