@@ -73,7 +73,7 @@ def cluster(postgres: PostgresCluster) -> Iterator[PostgresCluster]:
 async def test_a_scope_outlives_its_server(
     hold: Action, level: Any, outcome: str, driver: str, cluster: PostgresCluster
 ) -> None:
-    """Killed during COMMIT and started again, the server is asked: a token knows, an id does not."""
+    """Killed during COMMIT and started again, it is asked: a token knows, an id does not."""
     name = f"{driver} {hold} {level}"
     async with WireProxy(cluster.host, cluster.port) as proxy:
         url = cluster.url(drivername=f"postgresql+{driver}", port=proxy.port)
