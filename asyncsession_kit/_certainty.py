@@ -6,7 +6,8 @@ cluster is the same (system identifier), on the same timeline (no failover), and
 since (statistics are reset by crash recovery, and kept by a clean restart).
 
 ``token``: a row with a unique key, written in the same transaction.  To look for it the same key is
-inserted: that waits for a transaction still in progress, and is refused if it has committed.
+inserted, and rolled back: that waits for a transaction still in progress, and is refused if it has
+committed.
 """
 
 from __future__ import annotations
@@ -47,18 +48,27 @@ _PAUSE = 0.02
 _LINGER = 0.5
 
 # The name of a file of the log begins with the timeline, eight digits.
+# A number of seconds reads the same whatever the session's time zone and style of dates.
 _EPOCH = """
-    CAST(pg_stat_get_bgwriter_stat_reset_time() AS text)
+    CAST(extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()) AS text)
     || '/' || (SELECT system_identifier FROM pg_control_system())
     || '/' || CASE WHEN pg_is_in_recovery() THEN ''
                    ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END
 """
-_TAKE = f"SELECT CAST(pg_current_xact_id_if_assigned() AS text), {_EPOCH}"
-_LOOK = text(f"SELECT pg_xact_status(CAST(CAST(:xid AS text) AS xid8)), {_EPOCH}")
-# The id in pg_stat_activity has lost its upper half, the epoch of the ids.
+# What is written to a foreign table has no id here, and is kept by the other server.
+_FOREIGN = "EXISTS (SELECT FROM pg_foreign_table)"
+_TAKE = f"SELECT CAST(pg_current_xact_id_if_assigned() AS text), {_EPOCH}, {_FOREIGN}"
+# In another epoch the id may not have been given yet, which would be an error.
+_LOOK = text(
+    f"SELECT CASE WHEN {_EPOCH} = CAST(:epoch AS text)"
+    " THEN pg_xact_status(CAST(CAST(:xid AS text) AS xid8)) END"
+)
+# The id in pg_stat_activity has lost its upper half, the epoch of the ids.  A backend that waits
+# for a standby has committed for itself: ended, it would say so of what a failover can still lose.
 _END_BACKEND = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE backend_xid = CAST(CAST(mod(CAST(:xid AS numeric), 4294967296) AS text) AS xid)"
+    " AND wait_event IS DISTINCT FROM 'SyncRep'"
 )
 _STATUS: Mapping[str, Outcome] = MappingProxyType(
     {"committed": Outcome.COMMITTED, "aborted": Outcome.ROLLED_BACK}
@@ -70,6 +80,9 @@ COMMITS = Table(
     _metadata,
     Column("token", String(32), primary_key=True),
     Column("created", DateTime, nullable=False, server_default=func.now(), index=True),
+    # The server's default may be an engine without transactions, which keeps what is rolled back.
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
 )
 # Every so many tokens those that are older than this are removed (a day; nobody asks so late).
 _CLEAN_EVERY = 1000
@@ -102,9 +115,9 @@ class XidEvidence:
 
     def look(self, engine: Engine, patience: float) -> Outcome | None:
         """Ask the server what became of the id; a backend that lingers is ended."""
-        with engine.connect() as connection:
-            status, epoch = connection.execute(_LOOK, {"xid": self.xid}).one()
-            if epoch != self.epoch or status is None:
+        with _without_transaction(engine).connect() as connection:
+            status = connection.execute(_LOOK, {"xid": self.xid, "epoch": self.epoch}).scalar_one()
+            if status is None:
                 return Outcome.UNKNOWN
             if status in _STATUS:
                 return _STATUS[status]
@@ -122,14 +135,16 @@ class TokenEvidence:
     token: str
 
     def look(self, engine: Engine, patience: float) -> Outcome | None:
-        """Insert the same key: refused if the transaction has committed."""
+        """Insert the same key: refused if the transaction has committed, else rolled back."""
+        # Nothing of this may ever be kept: should its own answer be lost, the next look would
+        # take it for the row of the transaction.
         with engine.connect() as connection:
             _bound_wait(connection, patience)
             try:
                 connection.execute(insert(COMMITS).values(token=self.token))
             except sa_exc.IntegrityError:
                 return Outcome.COMMITTED
-            connection.execute(delete(COMMITS).where(COMMITS.c.token == self.token))
+            connection.rollback()
         return Outcome.ROLLED_BACK
 
 
@@ -145,19 +160,27 @@ class VerifyEvidence:
         outcome = Outcome.UNKNOWN if self.first is None else self.first.look(engine, patience)
         if outcome is not Outcome.UNKNOWN:
             return outcome
-        with engine.connect() as connection:
+        with _without_transaction(engine).connect() as connection:
             found = self.verify(connection)
         if found is None:
             return Outcome.UNKNOWN
         return Outcome.COMMITTED if found else Outcome.ROLLED_BACK
 
 
+def _without_transaction(engine: Engine) -> Engine:
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{NO_BEGIN_OPTION: True})
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
 def _bound_wait(connection: Connection, seconds: float) -> None:
-    """Let the server give up the wait for another transaction's lock."""
+    """Let the server give up the wait for another transaction's lock, on this connection alone."""
     if connection.dialect.name == "postgresql":
         limit = max(1, round(seconds * 1000))
-        connection.exec_driver_sql(f"SET lock_timeout = {limit}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {limit}")
     elif connection.dialect.name in ("mysql", "mariadb"):
+        # The limit is the connection's, which therefore does not go back to the pool.
+        connection.detach()
         connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {max(1, int(seconds))}")
 
 
@@ -185,8 +208,11 @@ def take_evidence(
     """
     evidence: Evidence | None = None
     if commit_check == XID:
-        xid, epoch = connection.exec_driver_sql(_TAKE).one()
-        evidence = Unwritten() if xid is None else XidEvidence(xid, epoch)
+        xid, epoch, foreign = connection.exec_driver_sql(_TAKE).one()
+        if xid is not None:
+            evidence = XidEvidence(xid, epoch)
+        elif not foreign:
+            evidence = Unwritten()
     elif commit_check == TOKEN:
         evidence = TokenEvidence(uuid.uuid4().hex)
         _write_token(connection, evidence.token)
@@ -210,14 +236,11 @@ def _write_token(connection: Connection, token: str) -> None:
 
 def find_out(evidence: Evidence, engine: Engine, seconds: float) -> Outcome:
     """Return what became of the COMMIT, asking again for up to ``seconds``, or UNKNOWN."""
-    option = NO_BEGIN_OPTION if engine.dialect.name == "sqlite" else "isolation_level"
-    value = True if option == NO_BEGIN_OPTION else "AUTOCOMMIT"
-    asking = engine.execution_options(**{option: value})
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
         try:
-            found = evidence.look(asking, max(0.1, left))
+            found = evidence.look(engine, max(0.1, left))
         except Exception as error:
             # The server may be on its way back.
             logger.info("asking what became of a COMMIT failed: %s", type(error).__name__)

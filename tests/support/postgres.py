@@ -44,6 +44,7 @@ IPC_RMID = 0
 HBA = f"""\
 local all all trust
 host all {SUPERUSER} {HOST}/32 trust
+host replication {SUPERUSER} {HOST}/32 trust
 host all all {HOST}/32 scram-sha-256
 """
 
@@ -214,13 +215,21 @@ class PostgresCluster:
 
     :param version: 18 or 16.
     :param settings: further lines for ``postgresql.conf``, as name and value.
+    :param follows: a running server of the same version, of which this is to be a standby.
     """
 
     host = HOST
     superuser = SUPERUSER
 
-    def __init__(self, version: int = 18, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        version: int = 18,
+        *,
+        settings: Mapping[str, str] | None = None,
+        follows: PostgresCluster | None = None,
+    ) -> None:
         self.version = version
+        self._follows = follows
         self._tree = find_install_tree(version)
         self._settings = dict(settings or {})
         self._port = 0
@@ -298,6 +307,10 @@ class PostgresCluster:
             _kill(victim)
         self._require_home().unlock()
 
+    def promote(self) -> None:
+        """Make a standby a primary; return when it takes writes."""
+        self._require_home().run("pg_ctl", "promote", "-w", "-s")
+
     def close(self) -> None:
         """Stop the server and remove its folder; a second call does nothing."""
         if self._finalizer is not None:
@@ -339,6 +352,13 @@ class PostgresCluster:
 
     def _create(self, home: _Home) -> None:
         home.prepare()
+        if self._follows is not None:
+            home.run(
+                *("pg_basebackup", f"--dbname={self._follows.url()}", "--write-recovery-conf"),
+                *("--checkpoint=fast", "--no-sync"),
+            )
+            self._start_on_free_port(home)
+            return
         home.run(
             *("initdb", "--auth=trust", f"--username={SUPERUSER}", "--encoding=UTF8"),
             *("--locale=C", "--no-sync", "--no-instructions"),
