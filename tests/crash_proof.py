@@ -26,10 +26,10 @@ from sqlalchemy.exc import DBAPIError
 
 from asyncsession_kit import Database
 from asyncsession_kit._certainty import Evidence, XidEvidence, find_out, take_evidence
+from asyncsession_kit.testing import Action, ThreadedFaultProxy
 from tests.support.machine import Unavailable, wait_for
 from tests.support.models import Account, Base
 from tests.support.postgres import PostgresCluster, ServerView
-from tests.support.proxy import Action, ThreadedWireProxy
 
 Answer = Literal["right", "unknown", "wrong"]
 
@@ -77,7 +77,7 @@ Report = dict[str, Tally]
 
 
 @contextmanager
-def losing(db: Database, proxy: ThreadedWireProxy, name: str, loss: str) -> Iterator[Lost]:
+def losing(db: Database, proxy: ThreadedFaultProxy, name: str, loss: str) -> Iterator[Lost]:
     """Write a unit and lose its COMMIT; where it is not sent, the transaction is open meanwhile."""
     connection = db.engine.connect()
     try:
@@ -94,7 +94,7 @@ def losing(db: Database, proxy: ThreadedWireProxy, name: str, loss: str) -> Iter
         connection.close()
 
 
-def _lose_commit(connection: Connection, proxy: ThreadedWireProxy, action: Action) -> None:
+def _lose_commit(connection: Connection, proxy: ThreadedFaultProxy, action: Action) -> None:
     proxy.inject(action, on="COMMIT")
     try:
         connection.commit()
@@ -187,9 +187,9 @@ def _mark(word: str, stored: bool) -> Answer:
 
 
 @contextmanager
-def _served(cluster: PostgresCluster) -> Iterator[tuple[Database, ThreadedWireProxy, ServerView]]:
+def _served(cluster: PostgresCluster) -> Iterator[tuple[Database, ThreadedFaultProxy, ServerView]]:
     """Yield a database with the tables, behind a proxy, and a view past both."""
-    with ThreadedWireProxy(cluster.host, cluster.port) as proxy, cluster.view() as view:
+    with ThreadedFaultProxy(cluster.url()) as proxy, cluster.view() as view:
         db = Database(cluster.url(drivername="postgresql+psycopg", port=proxy.port))
         try:
             db.create_all(Base.metadata)

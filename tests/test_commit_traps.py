@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from asyncsession_kit import (
     Database,
 )
 from asyncsession_kit._certainty import COMMITS, XidEvidence, find_out, take_evidence
+from asyncsession_kit.testing import Fault, FaultProxy, WireMessage
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.fixtures import MariaDatabase, PgDatabase
 from tests.support.models import Account, Base
 from tests.support.postgres import PostgresCluster
-from tests.support.proxy import WireProxy
 
 TOKEN_INSERT = rf"INSERT INTO {COMMITS.name} .*"
 
@@ -32,15 +33,15 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def proxy(pg_database: PgDatabase) -> AsyncIterator[WireProxy]:
+async def proxy(pg_database: PgDatabase) -> AsyncIterator[FaultProxy]:
     """A proxy before the server."""
-    async with WireProxy(pg_database.cluster.host, pg_database.cluster.port) as proxy:
+    async with FaultProxy(pg_database.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def db(
-    driver: str, proxy: WireProxy, pg_database: PgDatabase
+    driver: str, proxy: FaultProxy, pg_database: PgDatabase
 ) -> AsyncIterator[AsyncDatabase]:
     """A database behind the proxy."""
     url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
@@ -53,25 +54,33 @@ async def db(
 
 
 async def test_a_look_whose_answer_is_lost_leaves_no_token(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """Else the second look would find what the first has left, and call it committed."""
     proxy.inject("cut_before", on="COMMIT")
-    # The unit's own token passes; the first look's is stored, as far as that goes, unanswered.
-    proxy.inject("delay", on=TOKEN_INSERT)
-    proxy.inject("cut_answered", on=TOKEN_INSERT)
+    inserts: list[str] = []
+
+    def of_the_first_look(message: WireMessage) -> Fault | None:
+        # The unit's own token passes; the look's is stored, as far as that goes, unanswered.
+        if re.fullmatch(TOKEN_INSERT, message.sql or "", re.DOTALL):
+            inserts.append(TOKEN_INSERT)
+            return Fault("cut_answered") if len(inserts) == 2 else None
+        return None
+
+    proxy.inject_where(of_the_first_look)
     scope = db.session_scope(commit_check="token")
     with pytest.raises(ConnectionLostError):
         async with scope as session:
             session.add(Account(name="a"))
-    assert proxy.fired == 3
+    assert proxy.fired == 2
+    assert len(inserts) == 3
     assert scope.outcome == "rolled_back"
     assert stored_names(pg_database.url_for("postgresql+psycopg")) == []
     assert pg_database.view.value(f"SELECT count(*) FROM {COMMITS.name}") == 0
 
 
 async def test_a_look_changes_no_setting_of_the_pool(
-    driver: str, proxy: WireProxy, pg_database: PgDatabase
+    driver: str, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """Whoever has its connection next waits for locks as long as ever."""
     url = pg_database.url_for(f"postgresql+{driver}", port=proxy.port)
@@ -88,7 +97,7 @@ async def test_a_look_changes_no_setting_of_the_pool(
 
 
 async def test_the_epoch_reads_the_same_in_any_time_zone(
-    db: AsyncDatabase, proxy: WireProxy
+    db: AsyncDatabase, proxy: FaultProxy
 ) -> None:
     """The session that wrote and the one that asks may have different settings."""
     proxy.inject("cut_answered", on="COMMIT")
@@ -149,7 +158,7 @@ def awaiting(postgres: PostgresCluster, pg_database: PgDatabase) -> Iterator[Non
 
 
 async def test_a_commit_that_waits_for_a_standby_is_left_waiting(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase, awaiting: None
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase, awaiting: None
 ) -> None:
     """Ended, the server would call it committed, and a failover could still lose it."""
     for level in ("xid", "token"):
@@ -164,7 +173,7 @@ async def test_a_commit_that_waits_for_a_standby_is_left_waiting(
 
 
 async def test_a_foreign_table_has_no_id_here(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """What is written to one commits elsewhere: without an id it is unknown, not rolled back."""
     for statement in (

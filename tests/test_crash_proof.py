@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from asyncsession_kit import CommitOutcomeUnknownError, ConnectionLostError
+from asyncsession_kit.testing import Action, FaultProxy
 from tests.crash_proof import JUDGES, Report, crash_rounds, failover, main, table, wrong_words
 from tests.support.databases import open_database
 from tests.support.models import Account
 from tests.support.postgres import PostgresCluster
-from tests.support.proxy import Action, WireProxy
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ async def test_a_scope_outlives_its_server(
 ) -> None:
     """Killed during COMMIT and started again, it is asked: a token knows, an id does not."""
     name = f"{driver} {hold} {level}"
-    async with WireProxy(cluster.host, cluster.port) as proxy:
+    async with FaultProxy(cluster.url()) as proxy:
         url = cluster.url(drivername=f"postgresql+{driver}", port=proxy.port)
         async with open_database(url) as db:
             await db.create_commit_table()
