@@ -1,0 +1,113 @@
+# Generated from _async/test_traps.py by asyncsession_kit._tools.unasync; do not edit.
+"""The traps of transactions within transactions, one test each, named after the trap."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from sqlalchemy import select, text
+
+from asyncsession_kit import (
+    Database,
+    PoolDeadlockError,
+    PropagationError,
+    UnexpectedRollbackError,
+    current_session,
+    on_commit,
+)
+from tests.support.elsewhere import elsewhere
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account
+
+
+def names(db: Database) -> list[str]:
+    with db.session_scope(read_only=True, propagation="new") as session:
+        return list(session.scalars(select(Account.name).order_by(Account.name)))
+
+
+def test_swallowed_inner_failure(db: Database) -> None:
+    """The outer scope does not commit half of the work and call it a success."""
+    with pytest.raises(UnexpectedRollbackError, match="the scope inner failed with KeyError"):
+        with db.session_scope() as session:
+            session.add(Account(name="outer"))
+            try:
+                with db.session_scope(name="inner"):
+                    session.add(Account(name="inner"))
+                    raise KeyError
+            except KeyError:
+                pass
+    assert names(db) == []
+
+
+def test_hook_of_a_rolled_back_savepoint(db: Database) -> None:
+    """What was to follow undone work does not happen."""
+    sent: list[str] = []
+    with db.session_scope() as session:
+        session.add(Account(name="outer"))
+        on_commit(lambda: sent.append("outer"))
+        with pytest.raises(KeyError):
+            with db.session_scope(propagation="nested"):
+                on_commit(lambda: sent.append("nested"))
+                raise KeyError
+    assert sent == ["outer"]
+
+
+def test_hook_that_raises(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """The commit stands, the other hooks run, and the error is in the log."""
+    sent: list[str] = []
+
+    def fails() -> None:
+        raise KeyError("mail server")
+
+    scope = db.session_scope()
+    with caplog.at_level(logging.ERROR, "asyncsession_kit"):
+        with scope as session:
+            session.add(Account(name="a"))
+            on_commit(fails)
+            on_commit(lambda: sent.append("second"))
+    assert (scope.outcome, sent) == ("committed", ["second"])
+    assert "a hook failed" in caplog.text
+    assert names(db) == ["a"]
+
+
+def test_ambient_session_leaking_into_a_background_task(db: Database) -> None:
+    """Context variables are copied to it; the open scope is not its own all the same."""
+
+    def background() -> None:
+        assert current_session() is None
+        with pytest.raises(PropagationError, match="needs an open scope"):
+            with db.session_scope(propagation="mandatory"):
+                pytest.fail("the body ran")
+
+    with db.session_scope(read_only=True) as session:
+        session.execute(select(Account))
+        elsewhere(background)
+        assert current_session() is session
+
+
+def test_requires_new_pool_deadlock(pg_database: PgDatabase) -> None:
+    """With one connection, held by the outer scope, a new one is refused at once."""
+    db = Database(pg_database.url, pool_size=1, max_overflow=0)
+    with db.session_scope() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(PoolDeadlockError, match="held by scopes that wait for one themselves"):
+            with db.session_scope(propagation="new") as other:
+                other.execute(text("SELECT 1"))
+        session.execute(text("SELECT 1"))
+    db.dispose()
+
+
+@pytest.mark.slow
+def test_isolation_leaking_to_the_next_user_on_mariadb(maria_db: Database) -> None:
+    """The level is a variable of the server's session there, and is put back."""
+    level = text("SELECT @@SESSION.tx_isolation")
+
+    def level_of(**settings: str) -> str:
+        with maria_db.session_scope(**settings) as session:  # type: ignore[arg-type]
+            return str(session.scalar(level))
+
+    usual = level_of()
+    for wanted in ("READ UNCOMMITTED", "READ COMMITTED", "SERIALIZABLE"):
+        assert level_of(isolation_level=wanted) == wanted.replace(" ", "-")
+        assert level_of() == usual
