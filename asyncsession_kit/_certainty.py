@@ -70,6 +70,9 @@ _END_BACKEND = text(
     " WHERE backend_xid = CAST(CAST(mod(CAST(:xid AS numeric), 4294967296) AS text) AS xid)"
     " AND wait_event IS DISTINCT FROM 'SyncRep'"
 )
+# An id of its own is beyond those of all that is open; a snapshot's upper bound need not be.
+_BEYOND = "SELECT CAST(pg_current_xact_id() AS text)"
+_OLDEST = "SELECT CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text)"
 _STATUS: Mapping[str, Outcome] = MappingProxyType(
     {"committed": Outcome.COMMITTED, "aborted": Outcome.ROLLED_BACK}
 )
@@ -148,12 +151,13 @@ class TokenEvidence:
         return Outcome.ROLLED_BACK
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VerifyEvidence:
     """Is the application's own way to find out."""
 
     verify: Callable[[Connection], Any]
     first: Evidence | None
+    horizon: int | None = None
 
     def look(self, engine: Engine, patience: float) -> Outcome | None:
         """Ask the kit's own evidence first, if there is any, then the application."""
@@ -161,10 +165,25 @@ class VerifyEvidence:
         if outcome is not Outcome.UNKNOWN:
             return outcome
         with _without_transaction(engine).connect() as connection:
+            settled = self._is_settled(connection)
             found = self.verify(connection)
         if found is None:
             return Outcome.UNKNOWN
-        return Outcome.COMMITTED if found else Outcome.ROLLED_BACK
+        if found:
+            return Outcome.COMMITTED
+        return Outcome.ROLLED_BACK if settled else None
+
+    def _is_settled(self, connection: Connection) -> bool:
+        """Tell whether every transaction has ended that was open when this was first asked.
+
+        A COMMIT that is still on its way, or waits for a standby, is of one of those: what cannot
+        be seen before they ended may be seen later.
+        """
+        if connection.dialect.name != "postgresql":
+            return True
+        if self.horizon is None:
+            self.horizon = int(connection.exec_driver_sql(_BEYOND).scalar_one())
+        return int(connection.exec_driver_sql(_OLDEST).scalar_one()) >= self.horizon
 
 
 def _without_transaction(engine: Engine) -> Engine:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from asyncsession_kit import (
@@ -91,6 +91,26 @@ async def test_a_look_changes_no_setting_of_the_pool(
             session.add(Account(name="a"))
         async with db.session_scope(read_only=True) as session:
             assert await session.scalar(text("SHOW lock_timeout")) == "0"
+
+
+async def test_verify_is_not_believed_while_the_commit_may_come(
+    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+) -> None:
+    """That the work is not there says nothing before the transactions open by then have ended."""
+    asked: list[bool] = []
+
+    def verify(connection: Connection) -> bool:
+        count = connection.execute(text("SELECT count(*) FROM accounts")).scalar_one()
+        asked.append(bool(count))
+        return asked[-1]
+
+    proxy.inject("cut_late", on="COMMIT", seconds=0.3)
+    scope = db.session_scope(verify=verify)
+    async with scope as session:
+        session.add(Account(name="a"))
+    assert scope.outcome == "committed"
+    assert stored_names(pg_database.url_for("postgresql+psycopg")) == ["a"]
+    assert (asked[0], asked[-1]) == (False, True)
 
 
 # --- the epoch ------------------------------------------------------------------------------------
@@ -207,6 +227,20 @@ def test_a_token_on_sqlite_is_found_or_not(tmp_path: Path) -> None:
             assert find_out(evidence, db.engine, 1) == outcome
     with db.session_scope(read_only=True) as session:
         assert len(session.scalars(select(COMMITS.c.token)).all()) == 1
+    db.dispose()
+
+
+def test_verify_is_asked_after_the_token(tmp_path: Path) -> None:
+    """What the kit's own evidence tells is not asked again; without any the word is verify's."""
+    db = Database(sqlite_url(tmp_path))
+    db.create_all(Base.metadata)
+    db.create_commit_table()
+    for level, outcome in (("token", "committed"), ("none", "rolled_back")):
+        with db.engine.connect() as connection:
+            evidence = take_evidence(connection, level, lambda asked: asked.closed)
+            assert evidence is not None
+            connection.commit()
+        assert find_out(evidence, db.engine, 1) == outcome
     db.dispose()
 
 
