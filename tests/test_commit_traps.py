@@ -94,7 +94,7 @@ async def test_a_look_changes_no_setting_of_the_pool(
 
 
 async def test_verify_is_not_believed_while_the_commit_may_come(
-    db: AsyncDatabase, proxy: WireProxy, pg_database: PgDatabase
+    db: AsyncDatabase, proxy: FaultProxy, pg_database: PgDatabase
 ) -> None:
     """That the work is not there says nothing before the transactions open by then have ended."""
     asked: list[bool] = []
