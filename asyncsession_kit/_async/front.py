@@ -24,10 +24,14 @@ def async_session_scope(
 
     Inside an open scope of the same database and the same task (or thread) it joins that one, or
     does what ``propagation`` says: ``join``, ``new`` (a transaction of its own), ``nested`` (a
-    savepoint), ``mandatory`` (join, never open), ``never`` (open, never inside another);
+    savepoint), ``mandatory`` (join, never open), ``never`` (open, never inside another),
+    ``supports`` and ``not_supported`` (join, or never join a transaction, and run without one);
     ``durable=True`` is refused inside another as well.  ``name`` is for messages; ``database`` the
     registered name; ``session`` one to use as it is, whose owner commits; ``read_only`` makes the
-    server refuse writes.  The options are those of ``configure_session``, for this scope alone.
+    server refuse writes, and ``snapshot=False`` beside it sends each statement without a
+    transaction; ``isolation_level`` and ``timeout`` (seconds for all waits together) are of this
+    scope alone, and so are ``rollback_for``, ``no_rollback_for`` and ``verify``; see
+    ``ScopeSettings``.  The options are those of ``configure_session``, for this scope alone.
 
     :raises ConfigurationError: an option is unknown or invalid.
     :raises DatabaseNotConfiguredError: no such database was set up.
