@@ -25,7 +25,7 @@ from ._holders import Holders, Wait, watch_pool
 from ._limits import watch_limits
 from ._session import OnBegin
 from ._state import Limiter
-from ._terms import Kind, Terms
+from ._terms import READ_ONLY_OPTION, Kind, Terms
 from ._translate import translate_errors
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
 from .config import did_you_mean, is_duration
@@ -230,6 +230,11 @@ class EngineSource:
         limits = {name: self.options[name] for name in names if name in self.options}
         holders = Holders(engine, wait, **limits)
         return None if holders.capacity is None else holders
+
+    def reader_options(self, dialect: str) -> dict[str, object]:
+        """Return what differs for an engine whose connections only read."""
+        own = self.options.get("execution_options", {})
+        return {**READER_OPTIONS[dialect], "execution_options": {**own, READ_ONLY_OPTION: True}}
 
     def remove_private_file(self) -> None:
         """Remove the file behind a database in memory, if there is one."""

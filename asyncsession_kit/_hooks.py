@@ -53,11 +53,12 @@ class Hooks:
 
     def __init__(self) -> None:
         self.at_begin: list[Callable[..., Any]] = []
-        self.at_commit: list[Callable[..., Any]] = []
+        self.at_commit: list[tuple[Callable[..., Any], SessionTransaction | None]] = []
         self.at_end: deque[EndHook] = deque()
 
     def drop(self, undone: Callable[[SessionTransaction | None], bool]) -> None:
         """Forget what was registered in a savepoint that was rolled back."""
+        self.at_commit = [entry for entry in self.at_commit if not undone(entry[1])]
         kept = (h for h in self.at_end if h.outcome is not None or not undone(h.savepoint))
         self.at_end = deque(kept)
 
@@ -97,9 +98,12 @@ def on_begin(fn: F) -> F:
 def before_commit(fn: F) -> F:
     """Call ``fn()`` before each COMMIT of the open scope; its work is part of the transaction.
 
+    Registered in a savepoint that is rolled back, it is dropped.
+
     :raises PropagationError: there is no open scope.
     """
-    _hooks_of_open_scope("before_commit", fn).at_commit.append(fn)
+    hooks = _hooks_of_open_scope("before_commit", fn)
+    hooks.at_commit.append((fn, _open_scope().core.get_nested_transaction()))
     return fn
 
 
@@ -191,7 +195,7 @@ def _begin_one(fn: Callable[..., Any], engine: AsyncEngine | None, connection: C
 
 async def async_run_before_commit(hooks: Hooks) -> None:
     """Run what was registered for the commit; an error stops it and goes to the caller."""
-    for fn in list(hooks.at_commit):
+    for fn, _ in list(hooks.at_commit):
         await _awaited(fn())
 
 
@@ -201,7 +205,7 @@ def run_before_commit(hooks: Hooks) -> None:
 
 def run_hooks_before_commit(hooks: Hooks) -> None:
     """Run what was registered for the commit; an error stops it and goes to the caller."""
-    for fn in list(hooks.at_commit):
+    for fn, _ in list(hooks.at_commit):
         _refuse_coroutine(fn, fn())
 
 

@@ -41,7 +41,8 @@ def hold_limit(state: SessionState) -> None:
 
 def take_limit(state: SessionState) -> float | None:
     """Return what the server is to be told now, and note that it was."""
-    left = None if state.deadline is None else state.deadline.left()
+    # A limit of next to nothing would end our own word that puts another one in its place.
+    left = None if state.deadline is None else max(_LEAST, state.deadline.left())
     state.told = wanted_limit(state.config.statement_timeout, left)
     if state.told is not None:
         setattr(state.connection, _STATE, state)
@@ -52,6 +53,8 @@ def take_limit(state: SessionState) -> float | None:
 
 # On the connection, for the listener below: whose deadline the server holds there.
 _STATE = "_asyncsession_kit_limited"
+# The shortest limit that the server is told (seconds); the caller's own patience may be shorter.
+_LEAST = 0.02
 # Clocks of two machines, and a limit in whole milliseconds, may differ by this much (seconds).
 _SLACK = 0.02
 

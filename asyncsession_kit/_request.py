@@ -107,6 +107,12 @@ def _failures(name: str, value: object) -> Failures:
 
 
 def _refuse_contradictions(request: Request) -> None:
+    if request.options.get("auto_commit") is False and request.propagation in _MAY_BE_BARE:
+        raise ConfigurationError(
+            f"auto_commit=False leaves the commit to the body, and"
+            f" propagation={request.propagation!r} may run without a transaction, where each"
+            " statement is stored at once; leave one of the two out"
+        )
     if request.isolation_level is not None and request.propagation in _MAY_BE_BARE:
         raise ConfigurationError(
             f"isolation_level={request.isolation_level!r} isolates a transaction, and"

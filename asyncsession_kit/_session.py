@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
@@ -53,6 +53,7 @@ from .errors import (
     UnexpectedRollbackError,
 )
 
+T = TypeVar("T")
 OnBegin = Callable[["KitSession", Connection], None]
 
 
@@ -647,6 +648,29 @@ async def _bounded(
     finally:
         if counts:
             deadline.leave(STATEMENT)
+
+
+async def async_run_bounded(session: AsyncSession, step: Callable[[KitSession], T]) -> T:
+    """Run a step that is a part of the work, in one greenlet switch and within the deadline.
+
+    :raises TransactionTimeoutError: the time was over before, or ran out.
+    """
+    state = core_of_async_session(session).kit_state
+    if state.deadline is None:
+        return await async_run_core(session, step)
+    result: T = await _bounded(state.deadline, state, async_run_core, session, step)
+    return result
+
+
+def run_bounded(session: Session, step: Callable[[KitSession], T]) -> T:
+    """Run a step that is a part of the work; a thread is stopped by its server alone.
+
+    :raises TransactionTimeoutError: the time was over before.
+    """
+    core = core_of_session(session)
+    if core.kit_state.deadline is not None:
+        core.kit_state.deadline.check()
+    return step(core)
 
 
 def _within_deadline(name: str) -> Callable[..., Any]:

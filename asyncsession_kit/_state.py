@@ -12,7 +12,15 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
-from ._concurrency import Task, awaits, carried_for, describe_task, running_task, thread_id
+from ._concurrency import (
+    Task,
+    awaits,
+    carried_for,
+    describe_task,
+    describe_thread,
+    running_task,
+    thread_id,
+)
 from ._deadline import Deadline
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
@@ -288,6 +296,16 @@ def settle(error: BaseException | None, outcome: Outcome | None) -> None:
     """Tell an error of ours how the transaction that it left ended, unless it knows."""
     if isinstance(error, SessionError) and error.outcome is None:
         error.outcome = outcome
+
+
+def adopted_error(state: SessionState) -> ConcurrentSessionUseError:
+    """Return the error for a scope that ends while its session is with somebody else."""
+    owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
+    return ConcurrentSessionUseError(
+        f"the scope opened at {describe(state.origin)} ended while its session was adopted by"
+        f" {owner}, whose work would have been committed by half; all of it is rolled back. Wait"
+        " for that to end first"
+    )
 
 
 class Gathering:

@@ -25,6 +25,7 @@ from ._classify import (
     was_never_sent,
 )
 from ._outcome import Outcome
+from ._terms import READ_ONLY_OPTION
 from .errors import ErrorKind, SessionError, paired, replacing
 
 STATEMENT, COMMIT, ROLLBACK = "statement", "commit", "rollback"
@@ -156,7 +157,8 @@ def _leave_standby(
     """Let another try succeed where the server itself accepts no writes: on a new connection."""
     assert translated is not None and context.connection is not None
     options = context.connection.get_execution_options()
-    if reached_standby(finding, read_only=bool(options.get("postgresql_readonly"))):
+    read_only = bool(options.get("postgresql_readonly") or options.get(READ_ONLY_OPTION))
+    if reached_standby(finding, read_only=read_only):
         translated.retryable = True
         # Softly: it serves this transaction to its end, and is then replaced.
         context.connection.connection.invalidate(soft=True)

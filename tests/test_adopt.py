@@ -168,6 +168,36 @@ def test_a_thread_waits_for_a_call_in_progress(tmp_path: Path) -> None:
     db.dispose()
 
 
+async def test_a_scope_that_ends_while_its_session_is_adopted(tmp_path: Path) -> None:
+    """The owner cannot commit the half of what a child is doing."""
+    url = sqlite_url(tmp_path)
+    async with open_database(url) as db:
+        half, ended = asyncio.Event(), asyncio.Event()
+
+        async def child(session: AsyncSession) -> None:
+            async with adopt_session(session):
+                session.add(Account(name="first half"))
+                await session.flush()
+                half.set()
+                await ended.wait()
+                session.add(Account(name="second half"))
+
+        scope = db.session_scope()
+        with pytest.raises(ConcurrentSessionUseError, match="adopted by task 'child'"):
+            async with scope as session:
+                task = asyncio.create_task(child(session), name="child")
+                await half.wait()
+        assert scope.outcome == "rolled_back"
+        ended.set()
+        with pytest.raises(SessionClosedError):
+            await task
+        scope = db.session_scope()
+        with pytest.raises(KeyError):
+            async with scope as session:
+                raise KeyError
+    assert stored_names(url) == []
+
+
 async def test_only_sessions_of_the_package_have_owners(tmp_path: Path) -> None:
     """A session made elsewhere is refused, and so is the block of the other world."""
     engine = create_engine("sqlite://")

@@ -12,7 +12,6 @@ from .._callsite import caller_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import Lock, async_run_core, async_wait_for_exits
 from .._engines import (
-    READER_OPTIONS,
     EngineOptions,
     EngineSource,
     SessionClass,
@@ -155,7 +154,7 @@ class AsyncDatabase:
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
             refuse_reader(self._source)
-            reader = self._create(READER_OPTIONS[dialect])
+            reader = self._create(self._source.reader_options(dialect))
             core = unwrap_async_engine(reader)
             prepare(core, self._source, async_begin)
             make_reader(core, dialect)

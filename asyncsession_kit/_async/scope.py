@@ -28,6 +28,7 @@ from .._scope_log import is_logged, log_end
 from .._session import (
     KitSession,
     async_commit_session,
+    async_run_bounded,
     begin_savepoint,
     close_core,
     commit_and_close,
@@ -38,7 +39,7 @@ from .._session import (
     rollback_and_close,
     rollback_savepoint,
 )
-from .._state import RollbackMark, SessionState, is_gathered, settle
+from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import AsyncSession
 from ..errors import PropagationError, UncommittedWorkWarning, UnexpectedRollbackError
@@ -233,7 +234,7 @@ class AsyncSessionScope:
     async def _begin_savepoint(self) -> None:
         assert self._session is not None and self.state is not None
         try:
-            self._savepoint = await async_run_core(self._session, begin_savepoint)
+            self._savepoint = await async_run_bounded(self._session, begin_savepoint)
         except BaseException:
             # The body will not run; what the attempt did to the transaction is the outer's to see.
             self.state.joined -= 1
@@ -327,6 +328,9 @@ class AsyncSessionScope:
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
         done = False
+        stolen = adopted_error(state) if state.adopted and exc is None else None
+        if stolen is not None:
+            exc, kept = stolen, False
         try:
             # Whoever leaves is entitled to: a generator may be finalised in another task.
             state.take_over()
@@ -352,6 +356,11 @@ class AsyncSessionScope:
             del exc
             if state.hooks is not None and self._ending is not None:
                 await async_run_at_end(state.hooks, self._ending)
+        if stolen is not None:
+            try:
+                raise stolen
+            finally:
+                del stolen
 
     async def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
@@ -359,7 +368,6 @@ class AsyncSessionScope:
             if self.state is None or self._core is None or self._decision is Decision.LEND:
                 return
             self.state.joined = max(0, self.state.joined - 1)
-            self._restore_deadline()
             if exc is not None and self._request.spares(exc) and self._core.kit_can_commit():
                 exc = None
             if self._savepoint is not None:
@@ -368,6 +376,8 @@ class AsyncSessionScope:
             elif exc is not None and not isinstance(exc, GeneratorExit):
                 self._mark_failed(exc)
         finally:
+            if self._decision is not Decision.LEND:
+                self._restore_deadline()
             self._forget()
 
     def _mark_failed(self, exc: BaseException) -> None:
@@ -385,7 +395,7 @@ class AsyncSessionScope:
             await self._roll_back_to(state, savepoint, why)
         elif exc is None:
             try:
-                await async_run_core(self._session, partial(release_savepoint, savepoint))
+                await async_run_bounded(self._session, partial(release_savepoint, savepoint))
             except BaseException as error:
                 await self._roll_back_to(state, savepoint, error)
                 raise

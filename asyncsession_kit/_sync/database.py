@@ -13,7 +13,6 @@ from .._callsite import caller_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import Lock, run_core, wait_for_exits
 from .._engines import (
-    READER_OPTIONS,
     EngineOptions,
     EngineSource,
     SessionClass,
@@ -156,7 +155,7 @@ class Database:
         # Readers without a transaction share one pool, whatever else their terms are.
         if READERS not in self._variants:
             refuse_reader(self._source)
-            reader = self._create(READER_OPTIONS[dialect])
+            reader = self._create(self._source.reader_options(dialect))
             core = unwrap_engine(reader)
             prepare(core, self._source, begin)
             make_reader(core, dialect)

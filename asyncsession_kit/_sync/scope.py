@@ -38,8 +38,9 @@ from .._session import (
     release_savepoint,
     rollback_and_close,
     rollback_savepoint,
+    run_bounded,
 )
-from .._state import RollbackMark, SessionState, is_gathered, settle
+from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import Session
 from ..errors import PropagationError, UncommittedWorkWarning, UnexpectedRollbackError
@@ -234,7 +235,7 @@ class SessionScope:
     def _begin_savepoint(self) -> None:
         assert self._session is not None and self.state is not None
         try:
-            self._savepoint = run_core(self._session, begin_savepoint)
+            self._savepoint = run_bounded(self._session, begin_savepoint)
         except BaseException:
             # The body will not run; what the attempt did to the transaction is the outer's to see.
             self.state.joined -= 1
@@ -328,6 +329,9 @@ class SessionScope:
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
         done = False
+        stolen = adopted_error(state) if state.adopted and exc is None else None
+        if stolen is not None:
+            exc, kept = stolen, False
         try:
             # Whoever leaves is entitled to: a generator may be finalised in another task.
             state.take_over()
@@ -353,6 +357,11 @@ class SessionScope:
             del exc
             if state.hooks is not None and self._ending is not None:
                 run_at_end(state.hooks, self._ending)
+        if stolen is not None:
+            try:
+                raise stolen
+            finally:
+                del stolen
 
     def _leave_joined(self, exc: BaseException | None) -> None:
         """Leave the end to whoever owns it; a failure forbids that end to be a commit."""
@@ -360,7 +369,6 @@ class SessionScope:
             if self.state is None or self._core is None or self._decision is Decision.LEND:
                 return
             self.state.joined = max(0, self.state.joined - 1)
-            self._restore_deadline()
             if exc is not None and self._request.spares(exc) and self._core.kit_can_commit():
                 exc = None
             if self._savepoint is not None:
@@ -369,6 +377,8 @@ class SessionScope:
             elif exc is not None and not isinstance(exc, GeneratorExit):
                 self._mark_failed(exc)
         finally:
+            if self._decision is not Decision.LEND:
+                self._restore_deadline()
             self._forget()
 
     def _mark_failed(self, exc: BaseException) -> None:
@@ -386,7 +396,7 @@ class SessionScope:
             self._roll_back_to(state, savepoint, why)
         elif exc is None:
             try:
-                run_core(self._session, partial(release_savepoint, savepoint))
+                run_bounded(self._session, partial(release_savepoint, savepoint))
             except BaseException as error:
                 self._roll_back_to(state, savepoint, error)
                 raise

@@ -232,6 +232,30 @@ async def test_the_outer_limit_is_back_afterwards(around: Any, pg_db: AsyncDatab
         await session.execute(LIMIT)
 
 
+async def test_the_end_of_a_nested_scope_is_a_wait_too(pg_db: AsyncDatabase) -> None:
+    """What it flushes last, and its RELEASE, are within its own deadline, not the outer one's."""
+    async with pg_db.session_scope() as holder:
+        holder.add(Account(name="held"))
+        await holder.flush()
+        began = time.monotonic()
+        async with pg_db.session_scope(propagation="new"):
+            with pytest.raises(TransactionTimeoutError, match=r"timeout=0\.3 "):
+                async with pg_db.session_scope(propagation="nested", timeout=0.3) as session:
+                    session.add(Account(name="held"))
+        assert time.monotonic() - began < 10
+    assert await names(pg_db) == ["held"]
+
+
+async def test_a_nested_scope_does_not_begin_too_late(pg_db: AsyncDatabase) -> None:
+    """Its savepoint is a wait like any other."""
+    with pytest.raises(TransactionTimeoutError, match="in its own code"):
+        async with pg_db.session_scope(timeout=0.1) as session:
+            await session.execute(LIMIT)
+            await async_pause(0.15)
+            async with pg_db.session_scope(propagation="nested"):
+                pytest.fail("the body ran")
+
+
 async def test_a_deadline_for_a_passed_session(pg_db: AsyncDatabase) -> None:
     """One that is joined may be shortened; one that the caller made is used as it is."""
     async with pg_db.session_scope() as session:

@@ -88,9 +88,11 @@ async def test_the_next_statement_sees_what_others_committed(narrow: AsyncDataba
 async def test_writes_are_refused_by_the_server(db: AsyncDatabase) -> None:
     """Raw SQL and Core statements are refused by the database, objects before they are sent."""
     for statement in (text("DELETE FROM accounts"), insert(Account).values(name="b")):
-        with pytest.raises(DBAPIError, match=r"(?i)read.?only"):
+        with pytest.raises(DBAPIError, match=r"(?i)read.?only") as caught:
             async with db.session_scope(**ALONE) as session:
                 await session.execute(statement)
+        assert isinstance(caught.value, ReadOnlyTransactionError)
+        assert not caught.value.retryable
     with pytest.raises(ReadOnlyTransactionError, match="1 object"):
         async with db.session_scope(**ALONE) as session:
             session.add(Account(name="b"))
@@ -275,6 +277,13 @@ async def test_commit_has_nothing_to_do_without_a_transaction(db: AsyncDatabase)
             await session.commit()
             await session.scalars(select(Account))
         assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+@pytest.mark.parametrize("propagation", ["supports", "not_supported"])
+def test_a_commit_by_hand_needs_a_transaction(propagation: Any, sqlite_db: AsyncDatabase) -> None:
+    """What is stored at once cannot be left to the body's commit."""
+    with pytest.raises(ConfigurationError, match="each statement is stored at once"):
+        sqlite_db.session_scope(propagation=propagation, auto_commit=False)
 
 
 # --- MariaDB --------------------------------------------------------------------------------------

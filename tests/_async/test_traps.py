@@ -12,6 +12,7 @@ from asyncsession_kit import (
     PoolDeadlockError,
     PropagationError,
     UnexpectedRollbackError,
+    before_commit,
     current_async_session,
     on_commit,
 )
@@ -50,6 +51,20 @@ async def test_hook_of_a_rolled_back_savepoint(db: AsyncDatabase) -> None:
                 on_commit(lambda: sent.append("nested"))
                 raise KeyError
     assert sent == ["outer"]
+
+
+async def test_hook_before_commit_of_a_rolled_back_savepoint(db: AsyncDatabase) -> None:
+    """What it would have written belongs to work that was undone."""
+    async with db.session_scope() as session:
+        before_commit(lambda: session.add(Account(name="by the outer")))
+        with pytest.raises(KeyError):
+            async with db.session_scope(propagation="nested"):
+                before_commit(lambda: session.add(Account(name="by the nested")))
+                raise KeyError
+        async with db.session_scope(propagation="nested"):
+            before_commit(lambda: session.add(Account(name="by one that was kept")))
+        session.add(Account(name="a"))
+    assert await names(db) == ["a", "by one that was kept", "by the outer"]
 
 
 async def test_hook_that_raises(db: AsyncDatabase, caplog: pytest.LogCaptureFixture) -> None:

@@ -231,6 +231,30 @@ def test_the_outer_limit_is_back_afterwards(around: Any, pg_db: Database) -> Non
         session.execute(LIMIT)
 
 
+def test_the_end_of_a_nested_scope_is_a_wait_too(pg_db: Database) -> None:
+    """What it flushes last, and its RELEASE, are within its own deadline, not the outer one's."""
+    with pg_db.session_scope() as holder:
+        holder.add(Account(name="held"))
+        holder.flush()
+        began = time.monotonic()
+        with pg_db.session_scope(propagation="new"):
+            with pytest.raises(TransactionTimeoutError, match=r"timeout=0\.3 "):
+                with pg_db.session_scope(propagation="nested", timeout=0.3) as session:
+                    session.add(Account(name="held"))
+        assert time.monotonic() - began < 10
+    assert names(pg_db) == ["held"]
+
+
+def test_a_nested_scope_does_not_begin_too_late(pg_db: Database) -> None:
+    """Its savepoint is a wait like any other."""
+    with pytest.raises(TransactionTimeoutError, match="in its own code"):
+        with pg_db.session_scope(timeout=0.1) as session:
+            session.execute(LIMIT)
+            pause(0.15)
+            with pg_db.session_scope(propagation="nested"):
+                pytest.fail("the body ran")
+
+
 def test_a_deadline_for_a_passed_session(pg_db: Database) -> None:
     """One that is joined may be shortened; one that the caller made is used as it is."""
     with pg_db.session_scope() as session:

@@ -85,9 +85,11 @@ def test_the_next_statement_sees_what_others_committed(narrow: Database) -> None
 def test_writes_are_refused_by_the_server(db: Database) -> None:
     """Raw SQL and Core statements are refused by the database, objects before they are sent."""
     for statement in (text("DELETE FROM accounts"), insert(Account).values(name="b")):
-        with pytest.raises(DBAPIError, match=r"(?i)read.?only"):
+        with pytest.raises(DBAPIError, match=r"(?i)read.?only") as caught:
             with db.session_scope(**ALONE) as session:
                 session.execute(statement)
+        assert isinstance(caught.value, ReadOnlyTransactionError)
+        assert not caught.value.retryable
     with pytest.raises(ReadOnlyTransactionError, match="1 object"):
         with db.session_scope(**ALONE) as session:
             session.add(Account(name="b"))
@@ -272,6 +274,13 @@ def test_commit_has_nothing_to_do_without_a_transaction(db: Database) -> None:
             session.commit()
             session.scalars(select(Account))
         assert (scope.outcome, scope.commits) == ("committed", 0)
+
+
+@pytest.mark.parametrize("propagation", ["supports", "not_supported"])
+def test_a_commit_by_hand_needs_a_transaction(propagation: Any, sqlite_db: Database) -> None:
+    """What is stored at once cannot be left to the body's commit."""
+    with pytest.raises(ConfigurationError, match="each statement is stored at once"):
+        sqlite_db.session_scope(propagation=propagation, auto_commit=False)
 
 
 # --- MariaDB --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from asyncsession_kit import (
     PoolDeadlockError,
     PropagationError,
     UnexpectedRollbackError,
+    before_commit,
     current_session,
     on_commit,
 )
@@ -51,6 +52,20 @@ def test_hook_of_a_rolled_back_savepoint(db: Database) -> None:
                 on_commit(lambda: sent.append("nested"))
                 raise KeyError
     assert sent == ["outer"]
+
+
+def test_hook_before_commit_of_a_rolled_back_savepoint(db: Database) -> None:
+    """What it would have written belongs to work that was undone."""
+    with db.session_scope() as session:
+        before_commit(lambda: session.add(Account(name="by the outer")))
+        with pytest.raises(KeyError):
+            with db.session_scope(propagation="nested"):
+                before_commit(lambda: session.add(Account(name="by the nested")))
+                raise KeyError
+        with db.session_scope(propagation="nested"):
+            before_commit(lambda: session.add(Account(name="by one that was kept")))
+        session.add(Account(name="a"))
+    assert names(db) == ["a", "by one that was kept", "by the outer"]
 
 
 def test_hook_that_raises(db: Database, caplog: pytest.LogCaptureFixture) -> None:
