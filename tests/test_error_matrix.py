@@ -26,8 +26,7 @@ from tests.support.error_matrix import (
     kit_error,
     place_on,
 )
-from tests.support.fixtures import skip
-from tests.support.maria_trial import MariaUnavailable, running_mariadb
+from tests.support.mariadb import MariaDbServer
 from tests.support.postgres import PostgresCluster
 from tests.support.readme import README
 
@@ -67,21 +66,9 @@ def sqlite_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def maria_url() -> Iterator[str]:
-    """A MariaDB of these tests."""
-    try:
-        server = running_mariadb()
-        url = server.__enter__()
-    except MariaUnavailable as error:
-        skip(str(error))
-    yield url
-    server.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
-def mysql_place(maria_url: str) -> Iterator[Place]:
+def mysql_place(mariadb: MariaDbServer) -> Iterator[Place]:
     """A database on MariaDB."""
-    with place_on(maria_url) as place:
+    with place_on(mariadb.url()) as place:
         yield place
 
 
@@ -89,7 +76,7 @@ PLACES = {PG: "pg_place", SQLITE: "sqlite_place", MYSQL: "mysql_place"}
 ROWS = README.read_text(encoding="utf-8").partition(HEADER)[2].partition("\n\n")[0].splitlines()
 TABLE = {row.split(" | ")[0].removeprefix("| "): row for row in ROWS[2:]}
 CELLS = [
-    pytest.param(driver, case, id=f"{driver}-{case}")
+    pytest.param(driver, case, id=f"{driver}-{case}", marks=pytest.mark.slow)
     for driver in DRIVERS
     for case in CASES
     if case.applies_to(driver)

@@ -965,16 +965,17 @@ def table(places: dict[str, Place]) -> Iterator[str]:
 
 def main() -> None:
     """Start the servers, provoke everything, print the table."""
-    from .maria_trial import running_mariadb
+    from .mariadb import MariaDbServer
     from .postgres import PostgresCluster
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         cluster = stack.enter_context(PostgresCluster())
+        maria = stack.enter_context(MariaDbServer())
         urls = {
             PG: cluster.url(),
             SQLITE: f"sqlite:///{Path(folder, 'errors.db')}",
-            MYSQL: stack.enter_context(running_mariadb()),
+            MYSQL: maria.url(),
         }
         places = {system: stack.enter_context(place_on(url)) for system, url in urls.items()}
         for line in table(places):
