@@ -112,30 +112,30 @@ def test_deadline_while_waiting_for_the_pool(narrow: Database) -> None:
 
 def test_the_body_itself_is_never_interrupted(db: Database) -> None:
     """Its own code runs as long as it likes; the next call of the session is refused."""
-    scope = db.session_scope(timeout=0.1)
+    scope = db.session_scope(timeout=1)
     finished = False
     with pytest.raises(TransactionTimeoutError, match="in its own code") as caught:
         with scope as session:
             session.add(Account(name="a"))
             session.flush()
-            pause(0.2)
+            pause(1.1)
             finished = True
             session.execute(select(Account))
     assert finished
     assert caught.value.step == "body"
-    assert caught.value.steps["body"] >= 0.19
+    assert caught.value.steps["body"] >= 1
     assert scope.outcome == "rolled_back"
     assert names(db) == []
 
 
 def test_work_that_came_too_late_is_not_committed(db: Database) -> None:
     """A COMMIT is a wait as well, and is not begun when the time is over."""
-    scope = db.session_scope(timeout=0.1)
+    scope = db.session_scope(timeout=0.5)
     with pytest.raises(TransactionTimeoutError):
         with scope as session:
             session.add(Account(name="a"))
             session.flush()
-            pause(0.2)
+            pause(0.6)
     assert scope.outcome == "rolled_back"
     assert names(db) == []
 
@@ -223,11 +223,11 @@ def test_the_outer_limit_is_back_afterwards(around: Any, pg_db: Database) -> Non
     """What a joined scope had the server hold ends with it."""
     with pg_db.session_scope(timeout=around) as session:
         session.execute(LIMIT)
-        with pg_db.session_scope(timeout=0.3, propagation="nested"):
+        with pg_db.session_scope(timeout=0.9, propagation="nested"):
             assert str(session.scalar(LIMIT)).endswith("ms")
         limit = session.scalar(LIMIT)
         assert limit == "0" if around is None else limit != "0"
-        pause(0.35)
+        pause(0.95)
         session.execute(LIMIT)
 
 
@@ -248,9 +248,9 @@ def test_the_end_of_a_nested_scope_is_a_wait_too(pg_db: Database) -> None:
 def test_a_nested_scope_does_not_begin_too_late(pg_db: Database) -> None:
     """Its savepoint is a wait like any other."""
     with pytest.raises(TransactionTimeoutError, match="in its own code"):
-        with pg_db.session_scope(timeout=0.1) as session:
+        with pg_db.session_scope(timeout=1) as session:
             session.execute(LIMIT)
-            pause(0.15)
+            pause(1.1)
             with pg_db.session_scope(propagation="nested"):
                 pytest.fail("the body ran")
 
@@ -286,9 +286,9 @@ def test_the_server_is_told_once_and_again_when_half_is_left(
             session.execute(LIMIT)
     assert told() == 1
     proxy.reset_counts()
-    with narrow.session_scope(timeout=1.5) as session:
+    with narrow.session_scope(timeout=4) as session:
         session.execute(LIMIT)
-        pause(0.9)
+        pause(2.1)
         session.execute(LIMIT)
         session.execute(LIMIT)
     assert told() == 2
