@@ -12,7 +12,8 @@ from ._async.scope import AsyncSessionScope
 from ._callsite import Origin, caller_origin, describe
 from ._concurrency import describe_task, describe_thread, is_calling, is_carried, running_task
 from ._request import Request
-from ._session import KitSession, ThreadSession
+from ._session import KitSession
+from ._session_worlds import ThreadSession
 from ._state import SessionState
 from ._sync.scope import SessionScope
 from .errors import ConcurrentSessionUseError, ConfigurationError

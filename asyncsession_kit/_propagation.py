@@ -128,7 +128,7 @@ def _conflict(wanted: str, present: str, outer: SessionState) -> PropagationErro
     )
 
 
-_OF_THE_END = (
+_OF_ONE_SCOPE = (
     "read_only",
     "snapshot",
     "isolation_level",

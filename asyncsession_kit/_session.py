@@ -1,40 +1,28 @@
-"""The session classes of the package: real SQLAlchemy sessions with an owner, a memory and an end.
+"""The session of the package under both worlds: a real Session with an owner, a memory and an end.
 
-``KitSession`` does the work in both worlds, because an ``AsyncSession`` drives a ``Session``.
+``KitSession`` does the work in both, because an ``AsyncSession`` drives a ``Session``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ._callsite import describe, user_origin
+from ._callsite import describe
 from ._certainty import NONE, find_out, take_evidence
 from ._concurrency import (
-    BoundReachedError,
-    RLock,
-    async_bound,
-    async_carry,
-    async_run_core,
-    carry,
-    describe_thread,
     logger,
     running_task,
-    thread_id,
 )
-from ._deadline import COMMIT, CONNECTION, SERVER_FIRST, STATEMENT, Deadline, asking
+from ._deadline import asking
 from ._doom import doom_of
 from ._hooks import (
-    async_run_at_end,
-    async_run_before_commit,
     run_at_begin,
-    run_at_end,
     run_hooks_before_commit,
 )
 from ._limits import hold_limit
@@ -43,7 +31,6 @@ from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
 from ._terms import Kind
 from .errors import (
-    ConcurrentSessionUseError,
     ConfigurationError,
     ConnectionLostError,
     PropagationError,
@@ -62,6 +49,8 @@ class KitSession(Session):
 
     kit_state: SessionState
     kit_on_begin: OnBegin | None
+    # Whether it runs the hooks before its commit itself; a task's are awaited before it begins.
+    kit_runs_hooks = False
 
     def __init__(
         self,
@@ -197,7 +186,7 @@ class KitSession(Session):
         except sa_exc.PendingRollbackError as error:
             cause = self.kit_state.flush_error or error
             self.kit_discard()
-            raise _doomed_error(cause, None) from cause
+            raise doomed_error(cause, None) from cause
         except BaseException as error:
             state.commit_error = error
             # Cancelled: whoever ends the session rolls back where that wait is protected.
@@ -361,7 +350,7 @@ def _named_objects(session: Session) -> str:
     return f"{len(changed)} object(s) of {', '.join(names)}"
 
 
-def _doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedError:
+def doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedError:
     place = f" at {where}" if where else ""
     return TransactionDoomedError(
         f"COMMIT refused, and rolled back instead: a statement failed{place}"
@@ -370,7 +359,7 @@ def _doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedE
     )
 
 
-def _unexpected_rollback(mark: RollbackMark) -> UnexpectedRollbackError:
+def unexpected_rollback(mark: RollbackMark) -> UnexpectedRollbackError:
     if mark.error is None:
         why = "called set_rollback_only(). Call rollback() to go on with a new transaction"
     else:
@@ -460,10 +449,10 @@ def _before_commit(session: KitSession) -> None:
             " is unknown; end it with session.commit() or session.rollback() only"
         )
     if (doom := doom_of(state.connection)) is not None:
-        raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
+        raise doomed_error(doom.error, describe(doom.origin)) from doom.error
     if state.marks:
-        raise _unexpected_rollback(state.marks[0])
-    if state.hooks is not None and isinstance(session, ThreadSession):
+        raise unexpected_rollback(state.marks[0])
+    if state.hooks is not None and session.kit_runs_hooks:
         run_hooks_before_commit(state.hooks)
     state.flush_error = None
     check = state.config.commit_check
@@ -504,341 +493,6 @@ event.listen(
 )
 
 
-# --- the thread's session -------------------------------------------------------------------------
-
-
-def _exclusive(name: str) -> Callable[..., Any]:
-    """Return ``KitSession``'s method of that name, one thread at a time."""
-    method = getattr(KitSession, name)
-
-    @wraps(method)
-    def call(self: ThreadSession, *arguments: Any, **options: Any) -> Any:
-        if not self.kit_turn.acquire(blocking=False):
-            self.kit_refuse_overlap(name)
-        self.kit_thread = thread_id()
-        deadline = self.kit_state.deadline
-        counts = deadline is not None and deadline.enter()
-        try:
-            return method(self, *arguments, **options)
-        finally:
-            self.kit_turn.release()
-            if deadline is not None and counts:
-                deadline.leave(COMMIT if name == "commit" else STATEMENT)
-
-    return call
-
-
-class ThreadSession(KitSession):
-    """Is the KitSession of threads: it may move between them, never be in two at once."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.kit_turn = RLock()
-        self.kit_thread = thread_id()
-        super().__init__(*arguments, **options)
-
-    def kit_check(self) -> None:
-        """Refuse a closed session; the caller's turn was taken by the method it called."""
-        self.kit_state.refuse_closed()
-
-    def kit_is_untouched(self) -> bool:
-        """Tell whether leaving needs no word to the database: not while a call is in progress."""
-        if not self.kit_turn.acquire(blocking=False):
-            return False
-        try:
-            return super().kit_is_untouched()
-        finally:
-            self.kit_turn.release()
-
-    def kit_refuse_overlap(self, call: str) -> NoReturn:
-        """Raise for a call made while another thread's is in progress."""
-        raise ConcurrentSessionUseError(
-            f"{call}() from {describe_thread(thread_id())} at {describe(user_origin())} while a"
-            f" call of {describe_thread(self.kit_thread)} is in progress on the session opened at"
-            f" {describe(self.kit_state.origin)}; nothing was sent. Open a scope of its own in each"
-            " thread"
-        )
-
-
-# Every method that reaches the database without going through another one of these.
-for _name in (
-    "execute",
-    "scalar",
-    "scalars",
-    "connection",
-    "flush",
-    "commit",
-    "rollback",
-    "close",
-    "begin",
-    "reset",
-    "invalidate",
-    "add",
-    "delete",
-    "merge",
-    "refresh",
-    "bulk_save_objects",
-    "bulk_insert_mappings",
-    "bulk_update_mappings",
-):
-    setattr(ThreadSession, _name, _exclusive(_name))
-
-
-def _closing(close: Callable[[ThreadSession], None]) -> Callable[[ThreadSession], None]:
-    """Return ``close``, after which the hooks of a session run that no scope will run."""
-
-    @wraps(close)
-    def close_and_tell(self: ThreadSession) -> None:
-        close(self)
-        state = self.kit_state
-        if state.hooks is not None and not state.scoped:
-            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
-
-    return close_and_tell
-
-
-setattr(ThreadSession, "close", _closing(ThreadSession.close))  # noqa: B010
-
-
-# --- the task's session ---------------------------------------------------------------------------
-
-
-class ProtectedTransaction(AsyncSessionTransaction):
-    """Is ``session.begin()`` whose COMMIT a cancellation does not tear."""
-
-    __slots__ = ()
-
-    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        """End the transaction in a task of its own."""
-        transaction = self._sync_transaction()
-        state = core_of_async_session(self.session).kit_state
-        config = state.config
-        if type_ is None and state.hooks is not None and not self.nested:
-            try:
-                await async_run_before_commit(state.hooks)
-            except BaseException as error:
-                await self.__aexit__(type(error), error, error.__traceback__)
-                raise
-        await async_carry(
-            self.session,
-            lambda _: transaction.__exit__(type_, value, traceback),
-            patience=None if type_ is None else config.cleanup_timeout,
-            grace=config.commit_grace if type_ is None else config.cleanup_timeout,
-        )
-
-
-async def _bounded(
-    deadline: Deadline,
-    state: SessionState,
-    call: Callable[..., Any],
-    *arguments: Any,
-    **options: Any,
-) -> Any:
-    """Wait for one call until the deadline, or a little longer where the server is to end it.
-
-    :raises TransactionTimeoutError: the time was over before, or ran out.
-    """
-    deadline.check()
-    counts = deadline.enter()
-    patience = deadline.left() + (SERVER_FIRST if state.limiter is not None else 0.0)
-    try:
-        return await async_bound(call(*arguments, **options), patience)
-    except BoundReachedError as error:
-        step = CONNECTION if state.connection is None else STATEMENT
-        raise deadline.error(step) from error.__cause__
-    finally:
-        if counts:
-            deadline.leave(STATEMENT)
-
-
-async def async_run_bounded(session: AsyncSession, step: Callable[[KitSession], T]) -> T:
-    """Run a step that is a part of the work, in one greenlet switch and within the deadline.
-
-    :raises TransactionTimeoutError: the time was over before, or ran out.
-    """
-    state = core_of_async_session(session).kit_state
-    if state.deadline is None:
-        return await async_run_core(session, step)
-    result: T = await _bounded(state.deadline, state, async_run_core, session, step)
-    return result
-
-
-def run_bounded(session: Session, step: Callable[[KitSession], T]) -> T:
-    """Run a step that is a part of the work; a thread is stopped by its server alone.
-
-    :raises TransactionTimeoutError: the time was over before.
-    """
-    core = core_of_session(session)
-    if core.kit_state.deadline is not None:
-        core.kit_state.deadline.check()
-    return step(core)
-
-
-def _within_deadline(name: str) -> Callable[..., Any]:
-    """Return ``AsyncSession``'s method of that name, bounded by what is left of a deadline."""
-    method = getattr(AsyncSession, name)
-
-    @wraps(method)
-    def call(self: TaskSession, *arguments: Any, **options: Any) -> Any:
-        # The class of the application may have a method of its own, which this stands before.
-        bound = getattr(super(TaskSession, self), name)
-        state: SessionState = self.sync_session.kit_state  # type: ignore[attr-defined]
-        if state.deadline is None:
-            return bound(*arguments, **options)
-        return _bounded(state.deadline, state, bound, *arguments, **options)
-
-    return call
-
-
-class TaskSession(AsyncSession):
-    """Is the AsyncSession over a KitSession: its COMMIT and its close outlive a cancellation."""
-
-    async def stream(self, *arguments: Any, **options: Any) -> Any:
-        """Stream as usual; without a transaction there is no cursor on the server to stream from.
-
-        :raises PropagationError: the session has no transaction.
-        """
-        refuse_stream(core_of_async_session(self).kit_state)
-        return await super().stream(*arguments, **options)
-
-    def begin(self) -> AsyncSessionTransaction:
-        """Begin as usual; the COMMIT at the end of the block outlives a cancellation."""
-        return ProtectedTransaction(self)
-
-    async def commit(self) -> None:
-        """Commit; cancelled meanwhile, wait ``commit_grace`` seconds for the answer, then re-raise.
-
-        :raises TransactionDoomedError: a statement had failed and its error was swallowed.
-        :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
-        """
-        core = core_of_async_session(self)
-        core.kit_check()
-        if core.kit_state.hooks is not None:
-            await async_run_before_commit(core.kit_state.hooks)
-        await async_commit_session(self, KitSession.commit)
-
-    async def close(self) -> None:
-        """Close for good; after ``cleanup_timeout`` seconds the connection is dropped instead."""
-        core = core_of_async_session(self)
-        if core.in_transaction():
-            core.kit_check()
-            limit = core.kit_state.config.cleanup_timeout
-            await async_carry(self, KitSession.close, patience=limit, grace=limit)
-        else:
-            core.close()
-        state = core.kit_state
-        if state.hooks is not None and not state.scoped:
-            await async_run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
-
-    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        """Close."""
-        await self.close()
-
-
-# Every call that waits for the database and is not the end of a transaction.  ``stream_scalars``
-# goes through ``stream``, ``get_one`` through ``get`` in no version that is supported.
-for _name in (
-    "execute",
-    "scalar",
-    "scalars",
-    "get",
-    "get_one",
-    "merge",
-    "refresh",
-    "delete",
-    "flush",
-    "connection",
-    "run_sync",
-):
-    setattr(TaskSession, _name, _within_deadline(_name))
-
-
-async def async_commit_session(session: AsyncSession, step: Callable[[KitSession], object]) -> None:
-    """Run the step that commits; in a task of its own if the session may have written.
-
-    A deadline bounds the wait; a COMMIT that was sent is waited for up to ``commit_grace`` seconds
-    more, so that its outcome is known.
-
-    :raises TransactionTimeoutError: no answer came in time.
-    """
-    core = core_of_async_session(session)
-    state = core.kit_state
-    deadline = state.deadline
-    if deadline is None and not core.kit_may_have_written():
-        await async_run_core(session, step)
-        return
-    grace = state.config.commit_grace
-    patience = None if deadline is None else max(0.0, deadline.left())
-    done = await async_carry(session, step, patience=patience, grace=grace, overtime=grace)
-    if not done:
-        assert deadline is not None
-        raise deadline.error(COMMIT)
-
-
-def commit_session(session: Session, step: Callable[[KitSession], object]) -> None:
-    """Run the step that commits, once a call of another thread that is in progress has ended."""
-    core = core_of_session(session)
-    if core.kit_may_have_written():
-        carry(session, step, patience=None, grace=core.kit_state.config.commit_grace)
-    else:
-        step(core)
-
-
-# --- classes over the application's own -----------------------------------------------------------
-
-
-class SessionClasses(NamedTuple):
-    """Is the pair of classes over an application's session class; ``core`` drives ``task``."""
-
-    task: type[AsyncSession]
-    core: type[Session]
-    thread: type[Session]
-
-
-def session_classes(session_class: object) -> SessionClasses:
-    """Return the package's classes over ``session_class``, which both worlds are derived from.
-
-    :raises ConfigurationError: it is neither an AsyncSession nor a Session class.
-    """
-    if not isinstance(session_class, type):
-        raise ConfigurationError(
-            f"session_class={session_class!r} is not a class; give an AsyncSession or Session class"
-        )
-    return _classes_over(session_class)
-
-
-@lru_cache(maxsize=64)
-def _classes_over(session_class: type[Any]) -> SessionClasses:
-    if issubclass(session_class, AsyncSession):
-        base, core_base = session_class, session_class.sync_session_class
-    elif issubclass(session_class, Session):
-        base, core_base = AsyncSession, session_class
-    else:
-        raise ConfigurationError(
-            f"session_class={session_class.__name__} is neither an AsyncSession nor a Session class"
-        )
-    core = _derived(KitSession, core_base, {})
-    return SessionClasses(
-        task=_derived(TaskSession, base, {"sync_session_class": core}),
-        core=core,
-        thread=_derived(ThreadSession, core_base, {}),
-    )
-
-
-def _derived(ours: type[Any], theirs: type[Any], members: dict[str, Any]) -> type[Any]:
-    bases = (ours,) if issubclass(ours, theirs) else (ours, theirs)
-    return type(f"Kit{theirs.__name__}", bases, {"__module__": __name__, **members})
-
-
-def async_kit_class(session_class: object) -> Callable[..., AsyncSession]:
-    """Return the class of the sessions that tasks are given."""
-    return session_classes(session_class).task
-
-
-def kit_class(session_class: object) -> Callable[..., Session]:
-    """Return the class of the sessions that threads are given."""
-    return session_classes(session_class).thread
-
-
 def core_of_async_session(session: AsyncSession) -> KitSession:
     """Return the session underneath."""
     return cast(KitSession, session.sync_session)
@@ -847,107 +501,3 @@ def core_of_async_session(session: AsyncSession) -> KitSession:
 def core_of_session(session: Session) -> KitSession:
     """Return the session itself: there is none underneath."""
     return cast(KitSession, session)
-
-
-def given_async_session(session: object) -> SessionState | None:
-    """Return the state of a session that was passed, or None where the package did not make it.
-
-    :raises ConfigurationError: it is not an AsyncSession, or has several binds.
-    :raises SessionClosedError, ConcurrentSessionUseError: it cannot be used here.
-    """
-    if not isinstance(session, AsyncSession):
-        raise ConfigurationError(f"session={session!r} is not an AsyncSession")
-    return _given_core(session.sync_session)
-
-
-def given_session(session: object) -> SessionState | None:
-    """Return the state of a session that was passed, or None where the package did not make it.
-
-    :raises ConfigurationError: it is not a Session, or has several binds.
-    :raises SessionClosedError, ConcurrentSessionUseError: it cannot be used here.
-    """
-    if not isinstance(session, Session):
-        raise ConfigurationError(f"session={session!r} is not a Session")
-    return _given_core(session)
-
-
-def _given_core(core: Session) -> SessionState | None:
-    if isinstance(core, KitSession):
-        core.kit_check()
-        return core.kit_state
-    # ``binds`` is public from SQLAlchemy 2.1 on; 2.0 keeps it under its private name.
-    if getattr(core, "binds", None) or getattr(core, "_Session__binds", None):
-        raise ConfigurationError(
-            f"session={core!r} has several binds; a transaction has one database: give a session"
-            " with one engine"
-        )
-    return None
-
-
-# --- how a scope ends: each step runs in one greenlet switch --------------------------------------
-
-
-def commit_and_close(core: KitSession) -> None:
-    """Commit, then close for good; after a cancellation the close is left to the caller."""
-    try:
-        core.commit()
-    except Exception:
-        core.close()
-        raise
-    core.close()
-
-
-def rollback_and_close(core: KitSession) -> None:
-    """Roll back, which expires the objects, then close for good."""
-    try:
-        core.rollback()
-    finally:
-        core.close()
-
-
-def close_core(core: KitSession) -> None:
-    """Close for good; uncommitted work is discarded and the objects keep their values."""
-    core.close()
-
-
-def end_alone(core: KitSession) -> None:
-    """Close for good where each statement was a transaction; objects that wait are refused."""
-    core.flush()
-    core.kit_state.committed = True
-    core.close()
-
-
-# --- savepoints of nested scopes ------------------------------------------------------------------
-
-
-def begin_savepoint(core: KitSession) -> SessionTransaction:
-    """Flush, and send SAVEPOINT."""
-    return core.begin_nested()
-
-
-def release_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
-    """Flush, and send RELEASE SAVEPOINT.
-
-    :raises UnexpectedRollbackError: a joined scope inside had failed and its error was swallowed.
-    """
-    mark = core.kit_state.mark_in(savepoint)
-    if mark is not None:
-        raise _unexpected_rollback(mark)
-    if (doom := doom_of(core.kit_state.connection)) is not None:
-        raise _doomed_error(doom.error, describe(doom.origin)) from doom.error
-    savepoint.commit()
-
-
-def rollback_savepoint(savepoint: SessionTransaction, core: KitSession) -> None:
-    """Send ROLLBACK TO SAVEPOINT, unless the savepoint has ended with what is around it."""
-    if savepoint in _open_transactions(core):
-        savepoint.rollback()
-
-
-def _open_transactions(core: KitSession) -> list[SessionTransaction]:
-    found = []
-    transaction = core.get_nested_transaction()
-    while transaction is not None:
-        found.append(transaction)
-        transaction = transaction.parent
-    return found

@@ -28,7 +28,8 @@ from .._engines import (
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._request import scope_request
-from .._session import OnBegin, async_kit_class
+from .._session import OnBegin
+from .._session_classes import async_kit_class
 from .._state import Limiter, SessionState
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine

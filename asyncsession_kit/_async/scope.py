@@ -25,20 +25,18 @@ from .._propagation import (
 )
 from .._request import Request, wanted_certainty
 from .._scope_log import is_logged, log_end
-from .._session import (
-    KitSession,
-    async_commit_session,
-    async_run_bounded,
+from .._session import KitSession, core_of_async_session
+from .._session_classes import given_async_session
+from .._session_steps import (
     begin_savepoint,
     close_core,
     commit_and_close,
-    core_of_async_session,
     end_alone,
-    given_async_session,
     release_savepoint,
     rollback_and_close,
     rollback_savepoint,
 )
+from .._session_worlds import async_commit_session, async_run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import AsyncSession

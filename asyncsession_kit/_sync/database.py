@@ -29,7 +29,8 @@ from .._engines import (
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._request import scope_request
-from .._session import OnBegin, kit_class
+from .._session import OnBegin
+from .._session_classes import kit_class
 from .._state import Limiter, SessionState
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import Engine, Session, create_engine, unwrap_engine
