@@ -198,6 +198,33 @@ async def test_a_scope_that_ends_while_its_session_is_adopted(tmp_path: Path) ->
     assert stored_names(url) == []
 
 
+def test_a_scope_of_a_thread_that_ends_while_its_session_is_adopted(tmp_path: Path) -> None:
+    """The same for threads: nothing is committed by half."""
+    url = sqlite_url(tmp_path)
+    db = Database(url)
+    db.create_all(Base.metadata)
+    half, ended = threading.Event(), threading.Event()
+
+    def work(session: Session) -> None:
+        with adopt_session(session):
+            session.add(Account(name="first half"))
+            session.flush()
+            half.set()
+            ended.wait(10)
+
+    scope = db.session_scope()
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(ConcurrentSessionUseError, match="adopted by thread"):
+            with scope as session:
+                future = executor.submit(work, session)
+                assert half.wait(10)
+        assert scope.outcome == "rolled_back"
+        ended.set()
+        future.result()
+    db.dispose()
+    assert stored_names(url) == []
+
+
 async def test_only_sessions_of_the_package_have_owners(tmp_path: Path) -> None:
     """A session made elsewhere is refused, and so is the block of the other world."""
     engine = create_engine("sqlite://")

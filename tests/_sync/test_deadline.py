@@ -140,6 +140,16 @@ def test_work_that_came_too_late_is_not_committed(db: Database) -> None:
     assert names(db) == []
 
 
+def test_a_deadline_holds_without_a_transaction_too(pg_db: Database) -> None:
+    """The server is told nothing then; the waits are bounded all the same, the next one refused."""
+    with pytest.raises(TransactionTimeoutError, match="in its own code"):
+        with pg_db.session_scope(propagation="not_supported", timeout=1) as session:
+            assert session.scalar(LIMIT) == "0"
+            assert session.scalar(LIMIT) == "0"
+            pause(1.1)
+            session.execute(LIMIT)
+
+
 def test_a_scope_that_has_time_is_like_any_other(db: Database) -> None:
     """Nothing of the limit is left, neither in the scope's own transactions nor afterwards."""
     scope = db.session_scope(timeout=30)
