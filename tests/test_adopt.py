@@ -214,10 +214,10 @@ def test_a_scope_of_a_thread_that_ends_while_its_session_is_adopted(tmp_path: Pa
 
     scope = db.session_scope()
     with ThreadPoolExecutor(1) as executor:
-        with pytest.raises(ConcurrentSessionUseError, match="adopted by thread"):
-            with scope as session:
-                future = executor.submit(work, session)
-                assert half.wait(10)
+        refused = pytest.raises(ConcurrentSessionUseError, match="adopted by thread")
+        with refused, scope as session:
+            future = executor.submit(work, session)
+            assert half.wait(10)
         assert scope.outcome == "rolled_back"
         ended.set()
         future.result()
