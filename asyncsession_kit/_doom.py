@@ -12,6 +12,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from ._callsite import Origin, user_origin
 from ._drivers import IN_TRANSACTION, raised_by_server
+from ._terms import NO_BEGIN_OPTION
 
 
 class Doom:
@@ -81,6 +82,9 @@ def _has_rolled_back(context: ExceptionContext, connection: Connection) -> bool:
     """Tell whether SQLite has rolled back by itself: OR ROLLBACK, a full disk, an I/O error."""
     # A connection that was lost cannot be asked any more, and is dropped anyway.
     if context.dialect.name != "sqlite" or context.is_disconnect or not connection.in_transaction():
+        return False
+    if connection.get_execution_options().get(NO_BEGIN_OPTION):
+        # There is no transaction that could have been rolled back.
         return False
     in_transaction = IN_TRANSACTION.get(context.dialect.driver)
     driver_connection = connection.connection.driver_connection

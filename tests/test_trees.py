@@ -107,9 +107,13 @@ BROKEN_WITHIN = tree(
     Insert(),
 )
 
+# Without a transaction a refused statement leaves the connection as it was.
+BROKEN_ALONE = tree("supports", Child(tree("supports", Break()), swallow=True), Insert())
+
 
 @example(MARKED_TWICE)
 @example(BROKEN_WITHIN)
+@example(BROKEN_ALONE)
 @given(trees())
 @examples(2000, 60)
 def test_trees_on_sqlite(on_sqlite: Run, tree: Scope) -> None:
@@ -121,6 +125,7 @@ def test_trees_on_sqlite(on_sqlite: Run, tree: Scope) -> None:
 
 @example(MARKED_TWICE)
 @example(BROKEN_WITHIN)
+@example(BROKEN_ALONE)
 @given(trees())
 @examples(200, 25)
 def test_trees_on_postgres(on_postgres: Run, tree: Scope) -> None:

@@ -258,6 +258,16 @@ async def test_objects_are_not_flushed_without_a_transaction(db: AsyncDatabase) 
     assert await names(db) == []
 
 
+async def test_a_refused_statement_leaves_the_next_ones_alone(db: AsyncDatabase) -> None:
+    """There is no transaction that it could have doomed, and the connection is as it was."""
+    async with db.session_scope(propagation="supports") as session:
+        await session.execute(insert(Account).values(name="a"))
+        with pytest.raises(DBAPIError):
+            await session.execute(insert(Account).values(name="a"))
+        await session.execute(insert(Account).values(name="b"))
+    assert await names(db) == ["a", "b"]
+
+
 async def test_a_failed_reader_counts_as_rolled_back(db: AsyncDatabase) -> None:
     """Where nothing but reads was sent there is nothing to wonder about."""
     scope = db.session_scope(propagation="supports")

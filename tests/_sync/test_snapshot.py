@@ -255,6 +255,16 @@ def test_objects_are_not_flushed_without_a_transaction(db: Database) -> None:
     assert names(db) == []
 
 
+def test_a_refused_statement_leaves_the_next_ones_alone(db: Database) -> None:
+    """There is no transaction that it could have doomed, and the connection is as it was."""
+    with db.session_scope(propagation="supports") as session:
+        session.execute(insert(Account).values(name="a"))
+        with pytest.raises(DBAPIError):
+            session.execute(insert(Account).values(name="a"))
+        session.execute(insert(Account).values(name="b"))
+    assert names(db) == ["a", "b"]
+
+
 def test_a_failed_reader_counts_as_rolled_back(db: Database) -> None:
     """Where nothing but reads was sent there is nothing to wonder about."""
     scope = db.session_scope(propagation="supports")
