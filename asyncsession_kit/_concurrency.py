@@ -27,6 +27,7 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 T = TypeVar("T")
 Task: TypeAlias = "asyncio.Task[Any]"
+Future: TypeAlias = "asyncio.Future[Any]"
 Loop: TypeAlias = asyncio.AbstractEventLoop
 
 Cancelled = asyncio.CancelledError
@@ -161,6 +162,17 @@ async def async_bound(call: Awaitable[T], seconds: float) -> T:
         if limit.expired():
             raise BoundReachedError from error
         raise
+
+
+async def async_is_done(future: Future, seconds: float) -> bool:
+    """Wait for a future, ``seconds`` at the longest and without cancelling it; tell if it is done.
+
+    One of another loop counts as done: nobody can wait for it here.
+    """
+    if future.get_loop() is not asyncio.get_running_loop():
+        return True
+    await asyncio.wait((future,), timeout=seconds)
+    return future.done()
 
 
 def pause_anywhere(seconds: float) -> None:
