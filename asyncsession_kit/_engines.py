@@ -20,8 +20,9 @@ from ._concurrency import Lock, logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
-from ._holders import Holders, Wait, watch_pool
+from ._holders import Holders, Wait
 from ._limits import watch_limits
+from ._pool import watch_pool
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms

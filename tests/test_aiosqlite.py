@@ -93,7 +93,7 @@ async def test_a_cancelled_statement_does_not_go_on_in_its_worker(tmp_path: Path
 
 
 async def test_an_error_that_is_kept_keeps_no_lock(tmp_path: Path) -> None:
-    """A traceback refers to the statement that was cancelled; its transaction is over all the same."""
+    """A traceback refers to the cancelled statement, whose transaction is over all the same."""
     kept: list[BaseException] = []
     async with open_database(sqlite_url(tmp_path), busy_timeout=0.5) as database:
 
