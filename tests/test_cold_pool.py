@@ -137,7 +137,7 @@ async def test_a_pool_whose_connections_died_is_warmed_too(pg_database: PgDataba
 
 async def test_disposing_gives_up_what_is_under_way(pg_database: PgDatabase) -> None:
     """Neither a task nor a connection of the server is left."""
-    async with slow_to_connect(pg_database, "asyncpg", pool_size=2) as (db, proxy):
+    async with slow_to_connect(pg_database, "asyncpg", pool_size=2) as (db, _):
         await asyncio.gather(*(look_in_vain(db) for _ in range(3)))
         await db.dispose()
         assert len(asyncio.all_tasks()) == 1
