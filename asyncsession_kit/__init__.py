@@ -50,6 +50,7 @@ from .errors import (
     ConnectTimeoutError,
     ConstraintError,
     DatabaseNotConfiguredError,
+    DatabaseShutdownError,
     DeadlockError,
     DiskFullError,
     ErrorKind,
@@ -74,6 +75,7 @@ from .errors import (
     UncommittedWorkWarning,
     UnexpectedRollbackError,
     UniqueError,
+    WrongEventLoopError,
 )
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "Database",
     "DatabaseEntry",
     "DatabaseNotConfiguredError",
+    "DatabaseShutdownError",
     "DeadlockError",
     "DiskFullError",
     "ErrorKind",
@@ -125,6 +128,7 @@ __all__ = [
     "UncommittedWorkWarning",
     "UnexpectedRollbackError",
     "UniqueError",
+    "WrongEventLoopError",
     "adopt_session",
     "async_dispose_database",
     "async_gather_scopes",

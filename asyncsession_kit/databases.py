@@ -9,8 +9,8 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from ._async.database import AsyncDatabase
-from ._concurrency import Lock
 from ._engines import EngineOptions, SessionClass
+from ._forks import ForkLock
 from ._sqlite import PrivateFile, on_file
 from ._sync.database import Database
 from ._url import masked, parse_url
@@ -56,7 +56,7 @@ class DatabaseEntry:
 
 
 _entries: dict[str, DatabaseEntry] = {}
-_lock = Lock()
+_lock = ForkLock()
 
 
 def setup_database_connection(

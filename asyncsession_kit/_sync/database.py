@@ -11,7 +11,14 @@ from sqlalchemy import URL, MetaData
 from .._ambient import ambient
 from .._callsite import caller_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
-from .._concurrency import Lock, run_core, wait_for_exits
+from .._concurrency import (
+    Home,
+    Lock,
+    home,
+    is_lost,
+    run_core,
+    wait_for_exits,
+)
 from .._engines import (
     EngineOptions,
     EngineSource,
@@ -26,7 +33,9 @@ from .._engines import (
     refuse_reader,
     source_target,
 )
+from .._forks import reset_in_child
 from .._holders import Holders
+from .._links import dispose_engine, links_of
 from .._policy import RetryBudget
 from .._request import scope_request
 from .._session import OnBegin
@@ -49,6 +58,41 @@ class _Variant(NamedTuple):
     on_begin: OnBegin | None
 
 
+class _Made:
+    """Is what was made for one event loop: the engine, and what sessions on its terms share."""
+
+    __slots__ = ("engine", "loop", "usual", "variants")
+
+    def __init__(self, engine: Engine, usual: _Variant) -> None:
+        self.engine = engine
+        self.loop: Home | None = None
+        # That of the default terms, which nearly all sessions have.
+        self.usual = usual
+        self.variants: dict[Terms, _Variant] = {DEFAULT: usual}
+
+    def pools(self) -> list[_Variant]:
+        """Return those that have a pool of their own."""
+        return [self.variants[terms] for terms in OWN_POOLS if terms in self.variants]
+
+    def settle(self, loop: Home | None) -> None:
+        """Belong to that loop from now on; the pools of a closed one are renewed.
+
+        :raises WrongEventLoopError: they belong to another loop, which is open.
+        """
+        if loop is None or self.loop is loop:
+            return
+        for variant in self.pools():
+            links_of(unwrap_engine(variant.engine)).settle(loop)
+            if is_lost(self.loop) and variant.holders is not None:
+                variant.holders.renew()
+        self.loop = loop
+
+    def drop(self) -> None:
+        """Close the connections of a loop that is closed."""
+        for variant in self.pools():
+            links_of(unwrap_engine(variant.engine)).drop_all()
+
+
 # How long disposing waits for sessions that are just ending (seconds).
 _LAST_EXITS = 5.0
 
@@ -60,6 +104,8 @@ class Database:
     derived from; the other keywords are those of ``create_engine`` (``pool_size``,
     ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), and ``busy_timeout`` (seconds) for
     SQLite.  ``retry_budget`` bounds the retries after connection failures, and may be replaced.
+    Where event loops follow one another, the pool of a closed one is replaced by itself; several
+    open ones need ``per_loop=True``, a pool for each (threads have no loops, and ignore it).
 
     :raises ConfigurationError: the URL or an option is invalid.
     """
@@ -77,12 +123,13 @@ class Database:
         self._source = EngineSource(url, engine_options)
         self._session_class = kit_class(session_class)
         self._lock = Lock()
-        self._engine: Engine | None = None
-        self._variants: dict[Terms, _Variant] = {}
-        # That of the default terms, which nearly all sessions have.
-        self._usual: _Variant | None = None
+        # By event loop where each has a pool of its own, otherwise one under None.
+        self._all: dict[Home | None, _Made] = {}
+        # The one that was used last.
+        self._made: _Made | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
+        reset_in_child(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._source.text}>"
@@ -91,20 +138,22 @@ class Database:
     def engine(self) -> Engine:
         """Return the engine, made on first use; it connects when a statement is sent.
 
+        With ``per_loop=True`` it is the one of the event loop that runs.
+
         :raises ConfigurationError: the driver is missing, or refuses an option.
+        :raises WrongEventLoopError: it is in use in another loop, which is open.
         """
-        engine = self._engine
-        return self._make_engine() if engine is None else engine
+        return self._here().engine
 
     @property
     def is_started(self) -> bool:
         """Tell whether the engine was made."""
-        return self._engine is not None
+        return bool(self._all)
 
     @property
     def limitations(self) -> tuple[str, ...]:
         """Return what the promises cannot cover on this engine, in words; usually nothing."""
-        self._make_engine()
+        self._here()
         return self._limits
 
     @property
@@ -112,17 +161,49 @@ class Database:
         """Return the gate before the pool; None where the pool has no limit that is known."""
         return self._on(DEFAULT).holders
 
-    def _make_engine(self) -> Engine:
+    def _here(self) -> _Made:
+        """Return what was made for the loop that runs."""
+        made = self._made
+        return made if made is not None and made.loop is home() else self._find()
+
+    def _find(self) -> _Made:
+        loop = home()
         with self._lock:
-            if self._engine is None:
-                engine = engine_of(self._source) or self._create({})
-                core = unwrap_engine(engine)
-                self._limits = prepare(core, self._source, begin)
-                holders = self._source.holders(core, wait_at_gate)
-                self._usual = self._variant(engine, holders, DEFAULT)
-                self._variants = {DEFAULT: self._usual}
-                self._engine = engine
-            return self._engine
+            self._forget_closed()
+            key = loop if self._source.per_loop else None
+            if key not in self._all:
+                self._all[key] = self._make()
+            made = self._all[key]
+            made.settle(loop)
+            self._made = made
+            return made
+
+    def _forget_closed(self) -> None:
+        for key in [key for key in self._all if is_lost(key)]:
+            self._all.pop(key).drop()
+
+    def enter_loop(self) -> None:
+        """Check that the loop that runs can use this database, and make it ready for it.
+
+        :raises WrongEventLoopError: it is in use in another loop, which is open.
+        """
+        self._find()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: no loop, lock or connection of the parent is used."""
+        self._lock = Lock()
+        self._made = None
+        if self._source.per_loop:
+            self._all = {}
+        for made in self._all.values():
+            made.loop = None
+
+    def _make(self) -> _Made:
+        engine = engine_of(self._source) or self._create({})
+        core = unwrap_engine(engine)
+        self._limits = prepare(core, self._source, begin)
+        holders = self._source.holders(core, wait_at_gate)
+        return _Made(engine, self._variant(engine, holders, DEFAULT))
 
     def _create(self, more: Mapping[str, object]) -> Engine:
         with making_engine(self._source):
@@ -135,41 +216,42 @@ class Database:
         return _Variant(engine, holders, limiter_of(dialect, terms), begin_hook(dialect, terms))
 
     def _on(self, terms: Terms) -> _Variant:
-        found = self._usual if terms is DEFAULT else self._variants.get(terms)
-        if found is not None:
-            return found
+        if terms is DEFAULT:
+            return self._here().usual
         # What cannot be had is refused before anything is made.
         options = execution_options(self._source.dialect, terms)
-        engine = self.engine
+        made = self._here()
+        found = made.variants.get(terms)
+        if found is not None:
+            return found
         with self._lock:
-            if terms not in self._variants:
-                self._variants[terms] = self._make_variant(engine, terms, options)
-            return self._variants[terms]
+            if terms not in made.variants:
+                made.variants[terms] = self._make_variant(made, terms, options)
+            return made.variants[terms]
 
-    def _make_variant(
-        self, engine: Engine, terms: Terms, options: Mapping[str, object]
-    ) -> _Variant:
+    def _make_variant(self, made: _Made, terms: Terms, options: Mapping[str, object]) -> _Variant:
         dialect = self._source.dialect
         if not needs_reader_pool(dialect, terms):
-            told = engine.execution_options(**options)
-            return self._variant(told, self._variants[DEFAULT].holders, terms)
+            told = made.engine.execution_options(**options)
+            return self._variant(told, made.usual.holders, terms)
         # Readers without a transaction share one pool, whatever else their terms are.
-        if READERS not in self._variants:
+        if READERS not in made.variants:
             refuse_reader(self._source)
             reader = self._create(self._source.reader_options(dialect))
             core = unwrap_engine(reader)
             prepare(core, self._source, begin)
             make_reader(core, dialect)
+            links_of(core).settle(made.loop)
             holders = self._source.holders(core, wait_at_gate)
-            self._variants[READERS] = self._variant(reader, holders, READERS)
-        return self._variants[READERS]
+            made.variants[READERS] = self._variant(reader, holders, READERS)
+        return made.variants[READERS]
 
     def new_session(self, state: SessionState) -> Session:
         """Return a session for that state; nothing is sent.
 
         :raises ConfigurationError: the database system cannot give what the state asks for.
         """
-        state.database = self
+        state.database, state.loop = self, home()
         config, dialect = state.config, self._source.dialect
         engine, state.holders, state.limiter, on_begin = self._on(state.terms)
         state.engine = engine
@@ -230,8 +312,8 @@ class Database:
         """
         wait_for_exits(_LAST_EXITS)
         with self._lock:
-            pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
-            self._engine, self._usual, self._variants = None, None, {}
-        for engine in pools:
-            engine.dispose()
+            pools = [variant for made in self._all.values() for variant in made.pools()]
+            self._made, self._all = None, {}
+        for variant in pools:
+            dispose_engine(variant.engine)
         self._source.remove_private_file()
