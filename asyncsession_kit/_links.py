@@ -22,6 +22,7 @@ from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from ._callsite import describe
 from ._concurrency import (
     Home,
     Loop,
@@ -184,6 +185,26 @@ def links_of(engine: Engine) -> Links:
     return _links[root_of(engine)]
 
 
+def enter_loop(state: Any) -> None:
+    """Let the state of a session come to the loop that runs, from none or from a closed one.
+
+    :raises WrongEventLoopError: the database is in use in another loop, which is open.
+    """
+    links, loop = links_of(state.engine.sync_engine), async_home()
+    if state.loop is not None:
+        links.drop_lost()
+        state.loop = loop
+        return
+    if state.database.per_loop:
+        raise WrongEventLoopError(
+            f"the session opened at {describe(state.origin)} was made outside of any event loop,"
+            " and per_loop=True gives each loop a pool of its own; nothing was sent. Open it inside"
+            " of the loop that uses it"
+        )
+    links.settle(loop)
+    state.loop = loop
+
+
 async def async_dispose_engine(engine: AsyncEngine) -> None:
     """Close the pool in the loop that it belongs to, or without it where that does not run."""
     links = links_of(engine.sync_engine)
@@ -237,7 +258,8 @@ def _end(driver: str, connection: Any, home: Home | None) -> None:
     if end is None:
         return
     call = partial(_end_quietly, end, connection)
-    if not isinstance(home, Loop) or home is async_home() or not tell_loop(home, call):
+    elsewhere = home is not async_home() and isinstance(home, Loop) and home.is_running()
+    if not elsewhere or not tell_loop(home, call):
         call()
 
 
@@ -280,11 +302,8 @@ def _end_aiomysql(connection: Any) -> None:
 
 
 def _end_aiosqlite(connection: Any) -> None:
-    if async_home() is None:
-        # It asks for the event loop, which would be made for it here.
-        run_outside_loops(connection.stop)
-    else:
-        connection.stop()
+    # It reports to the running loop when it has stopped, which may be over by then.
+    run_outside_loops(connection.stop)
 
 
 def _end_transport(transport: Any) -> None:

@@ -28,6 +28,7 @@ from ._concurrency import (
     thread_id,
 )
 from ._deadline import Deadline
+from ._links import enter_loop
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
 from ._terms import DEFAULT, Kind, Terms
@@ -219,9 +220,7 @@ class SessionState:
         if loop is None or self.loop is loop or self.loop is ANYWHERE:
             return
         if self.loop is None or (leaving and is_lost(self.loop)):
-            self.database.enter_loop()
-            if self.loop is None:
-                self.loop = loop
+            enter_loop(self)
             return
         raise WrongEventLoopError(
             f"the session opened at {describe(self.origin)} belongs to"

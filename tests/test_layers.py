@@ -43,6 +43,7 @@ ORDER = [
     "_hooks",
     "_limits",
     "_holders",
+    "_loops",
     "_certainty",
     "_session",
     "_session_worlds",

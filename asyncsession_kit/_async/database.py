@@ -16,7 +16,6 @@ from .._concurrency import (
     async_home,
     async_run_core,
     async_wait_for_exits,
-    is_lost,
 )
 from .._engines import (
     EngineOptions,
@@ -35,6 +34,7 @@ from .._engines import (
 from .._forks import reset_in_child
 from .._holders import Holders
 from .._links import async_dispose_engine, links_of
+from .._loops import PoolOf, drop_closed, settle
 from .._policy import RetryBudget
 from .._request import scope_request
 from .._session import OnBegin
@@ -69,27 +69,14 @@ class _Made:
         self.usual = usual
         self.variants: dict[Terms, _Variant] = {DEFAULT: usual}
 
-    def pools(self) -> list[_Variant]:
-        """Return those that have a pool of their own."""
-        return [self.variants[terms] for terms in OWN_POOLS if terms in self.variants]
+    def pools(self) -> list[PoolOf]:
+        """Return the pools, each by the engine that has it."""
+        own = [self.variants[terms] for terms in OWN_POOLS if terms in self.variants]
+        return [PoolOf(unwrap_async_engine(v.engine), v.holders) for v in own]
 
-    def settle(self, loop: Home | None) -> None:
-        """Belong to that loop from now on; the pools of a closed one are renewed.
-
-        :raises WrongEventLoopError: they belong to another loop, which is open.
-        """
-        if loop is None or self.loop is loop:
-            return
-        for variant in self.pools():
-            links_of(unwrap_async_engine(variant.engine)).settle(loop)
-            if is_lost(self.loop) and variant.holders is not None:
-                variant.holders.renew()
-        self.loop = loop
-
-    def drop(self) -> None:
-        """Close the connections of a loop that is closed."""
-        for variant in self.pools():
-            links_of(unwrap_async_engine(variant.engine)).drop_all()
+    def engines(self) -> list[AsyncEngine]:
+        """Return the engines that have a pool of their own."""
+        return [self.variants[terms].engine for terms in OWN_POOLS if terms in self.variants]
 
 
 # How long disposing waits for sessions that are just ending (seconds).
@@ -150,6 +137,11 @@ class AsyncDatabase:
         return bool(self._all)
 
     @property
+    def per_loop(self) -> bool:
+        """Tell whether each event loop has a pool of its own."""
+        return self._source.per_loop
+
+    @property
     def limitations(self) -> tuple[str, ...]:
         """Return what the promises cannot cover on this engine, in words; usually nothing."""
         self._here()
@@ -168,25 +160,14 @@ class AsyncDatabase:
     def _find(self) -> _Made:
         loop = async_home()
         with self._lock:
-            self._forget_closed()
+            drop_closed(self._all)
             key = loop if self._source.per_loop else None
             if key not in self._all:
                 self._all[key] = self._make()
             made = self._all[key]
-            made.settle(loop)
+            settle(made, loop)
             self._made = made
             return made
-
-    def _forget_closed(self) -> None:
-        for key in [key for key in self._all if is_lost(key)]:
-            self._all.pop(key).drop()
-
-    def enter_loop(self) -> None:
-        """Check that the loop that runs can use this database, and make it ready for it.
-
-        :raises WrongEventLoopError: it is in use in another loop, which is open.
-        """
-        self._find()
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: no loop, lock or connection of the parent is used."""
@@ -311,8 +292,8 @@ class AsyncDatabase:
         """
         await async_wait_for_exits(_LAST_EXITS)
         with self._lock:
-            pools = [variant for made in self._all.values() for variant in made.pools()]
+            engines = [engine for made in self._all.values() for engine in made.engines()]
             self._made, self._all = None, {}
-        for variant in pools:
-            await async_dispose_engine(variant.engine)
+        for engine in engines:
+            await async_dispose_engine(engine)
         self._source.remove_private_file()

@@ -337,9 +337,9 @@ class AsyncSessionScope:
         stolen = _taken_error(state, exc)
         if stolen is not None:
             exc, kept = stolen, False
+        # Whoever leaves is entitled to: a generator may be finalised in another task.
+        state.take_over()
         try:
-            # Whoever leaves is entitled to: a generator may be finalised in another task.
-            state.take_over()
             state.joined = 0
             if core.kit_is_untouched():
                 core.close()
