@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -205,6 +206,28 @@ def enter_loop(state: Any) -> None:
     state.loop = loop
 
 
+def break_off(connection: Connection | None) -> None:
+    """Stop what another thread waits for on the connection; the connection itself stays."""
+    if connection is None or connection.closed:
+        return
+    driver, inner = connection.dialect.driver, connection.connection.driver_connection
+    stop = _BREAKS.get(driver)
+    try:
+        if stop is not None:
+            stop(inner)
+    except Exception as error:
+        logger.info("a call in progress was not stopped: %s", type(error).__name__)
+
+
+def cut_off(connection: Connection | None) -> None:
+    """Let another thread, which waits for the server, find the connection lost."""
+    if connection is None or connection.closed:
+        return
+    number = fileno_of(connection.dialect.driver, connection.connection.driver_connection)
+    if number is not None:
+        cut_socket(number)
+
+
 async def async_dispose_engine(engine: AsyncEngine) -> None:
     """Close the pool in the loop that it belongs to, or without it where that does not run."""
     links = links_of(engine.sync_engine)
@@ -258,8 +281,8 @@ def _end(driver: str, connection: Any, home: Home | None) -> None:
     if end is None:
         return
     call = partial(_end_quietly, end, connection)
-    elsewhere = home is not async_home() and isinstance(home, Loop) and home.is_running()
-    if not elsewhere or not tell_loop(home, call):
+    elsewhere = isinstance(home, Loop) and home is not async_home() and home.is_running()
+    if not elsewhere or not tell_loop(home, call):  # type: ignore[arg-type]
         call()
 
 
@@ -330,6 +353,24 @@ _ENDS: Mapping[str, Callable[[Any], object]] = MappingProxyType(
         "aiosqlite": _end_aiosqlite,
     }
 )
+
+
+# What may be called while another thread waits in a call of the same connection.
+_BREAKS: Mapping[str, Callable[[Any], object]] = MappingProxyType(
+    {
+        "psycopg": lambda connection: connection.cancel(),
+        "psycopg2": lambda connection: connection.cancel(),
+        "pysqlite": lambda connection: connection.interrupt(),
+        # It has no word for that; the server sees the end of the connection.
+        "pymysql": lambda connection: cut_socket(connection._sock.fileno()),
+    }
+)
+
+
+def cut_socket(number: int) -> None:
+    """End the link of a socket by its number; whoever waits for it is told."""
+    with socket.socket(fileno=os.dup(number)) as link, suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)
 
 
 # --- making an inherited connection harmless ------------------------------------------------------

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ._callsite import describe
 from ._concurrency import describe_task, describe_thread, logger, running_task, thread_id
-from ._open_sessions import open_cores
+from ._open_sessions import note_closed, open_cores
 from ._session import KitSession
 from ._state import SessionState
 from .errors import ConfigurationError, DatabaseShutdownError, PropagationError
+
+# How long a shutdown waits for the sessions that are open, unless told otherwise (seconds).
+SHUTDOWN_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def _is_active(core: KitSession) -> bool:
     return not core.kit_state.closed and (core.kit_state.scoped or core.in_transaction())
 
 
-def awaited(database: object) -> list[KitSession]:
+def to_wait_for(database: object) -> list[KitSession]:
     """Return those that can end while the caller waits: the caller's own cannot."""
     return [core for core in active(database) if not _is_own(core.kit_state)]
 
@@ -94,6 +98,22 @@ def evict(name: str, core: KitSession) -> None:
         state.take_over()
         state.joined = 0
         core.close()
+
+
+def retire(name: str, core: KitSession) -> None:
+    """Refuse the use of a session from now on, whatever is left of it; nothing is sent."""
+    state = core.kit_state
+    if not state.closed:
+        state.reason = reason_of(name)
+        state.closed = True
+        note_closed(core)
+
+
+def retire_idle(database: Any) -> None:
+    """Refuse the use of what is open and holds nothing."""
+    for core in list(open_cores(database)):
+        if not _is_active(core):
+            retire(database.name, core)
 
 
 def reason_of(name: str) -> str:

@@ -15,6 +15,7 @@ from .._concurrency import (
     Lock,
     async_home,
     async_run_core,
+    async_to_its_end,
     async_wait_for_exits,
 )
 from .._engines import (
@@ -39,12 +40,20 @@ from .._policy import RetryBudget
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
-from .._state import Limiter, SessionState
+from .._state import Limiter, SessionState, is_gathered
+from .._stragglers import (
+    SHUTDOWN_TIMEOUT,
+    Straggler,
+    check_timeout,
+    refuse_inside,
+    shutdown_error,
+)
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .gate import async_wait_at_gate
 from .scope import AsyncSessionScope
+from .shutdown import async_end_stragglers, async_wait_until_idle
 from .turn import async_begin
 
 
@@ -115,6 +124,7 @@ class AsyncDatabase:
         self._made: _Made | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
+        self._shut = False
         reset_in_child(self)
 
     def __repr__(self) -> str:
@@ -128,6 +138,7 @@ class AsyncDatabase:
 
         :raises ConfigurationError: the driver is missing, or refuses an option.
         :raises WrongEventLoopError: it is in use in another loop, which is open.
+        :raises DatabaseShutdownError: it was shut down.
         """
         return self._here().engine
 
@@ -159,6 +170,8 @@ class AsyncDatabase:
 
     def _find(self) -> _Made:
         loop = async_home()
+        if self._shut and async_ambient.find(self) is None and not is_gathered(self):
+            raise shutdown_error(self.name)
         with self._lock:
             drop_closed(self._all)
             key = loop if self._source.per_loop else None
@@ -166,7 +179,7 @@ class AsyncDatabase:
                 self._all[key] = self._make()
             made = self._all[key]
             settle(made, loop)
-            self._made = made
+            self._made = None if self._shut else made
             return made
 
     def after_fork(self) -> None:
@@ -291,9 +304,43 @@ class AsyncDatabase:
         A later use opens it again.  The private file behind a database in memory is removed.
         """
         await async_wait_for_exits(_LAST_EXITS)
+        for engine in self.take_engines():
+            await async_dispose_engine(engine)
+        self._source.remove_private_file()
+
+    def take_engines(self) -> list[AsyncEngine]:
+        """Return the engines, which the caller is to dispose of; a later use makes others."""
         with self._lock:
             engines = [engine for made in self._all.values() for engine in made.engines()]
             self._made, self._all = None, {}
-        for engine in engines:
-            await async_dispose_engine(engine)
-        self._source.remove_private_file()
+        return engines
+
+    def refuse_new(self) -> None:
+        """Open no session any more, except inside of a scope that is open."""
+        with self._lock:
+            self._shut, self._made = True, None
+
+    async def shutdown(self, *, timeout: float = SHUTDOWN_TIMEOUT) -> tuple[Straggler, ...]:
+        """Open no new sessions, wait for those that are open, end the others, and close the pool.
+
+        What is opened inside of an open scope still works.  After ``timeout`` seconds the sessions
+        that are left are rolled back; they are returned, and logged as a warning.  A caller that is
+        cancelled ends them at once.  A second call does no harm; the database stays shut.
+
+        :raises PropagationError: the caller is inside of a scope of this database.
+        :raises ConfigurationError: ``timeout`` is no number of seconds.
+        """
+        check_timeout(timeout)
+        refuse_inside(self.name, async_ambient.find(self))
+        self.refuse_new()
+        stragglers: tuple[Straggler, ...] = ()
+        try:
+            await async_wait_until_idle((self,), timeout)
+        finally:
+            stragglers = await async_to_its_end(self._finish)
+        return stragglers
+
+    async def _finish(self) -> tuple[Straggler, ...]:
+        stragglers = await async_end_stragglers(self)
+        await self.dispose()
+        return stragglers

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .._concurrency import async_pause
-from .._evicting import async_carried_out, async_stop_call
-from .._session import KitSession
-from .._stragglers import Straggler, active, awaited, evict, straggler, tell
+from .._evicting import async_end_session
+from .._stragglers import Straggler, active, retire_idle, straggler, tell, to_wait_for
 
 if TYPE_CHECKING:
     from .database import AsyncDatabase
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
 _LOOK = 0.01
 
 
-async def async_wait_until_idle(database: AsyncDatabase, seconds: float) -> None:
+async def async_wait_until_idle(databases: Sequence[object], seconds: float) -> None:
     """Wait until the sessions of others have ended, ``seconds`` at the longest."""
     deadline = time.monotonic() + seconds
-    while awaited(database) and time.monotonic() < deadline:
+    while any(map(to_wait_for, databases)) and time.monotonic() < deadline:
         await async_pause(_LOOK)
 
 
@@ -30,11 +29,7 @@ async def async_end_stragglers(database: AsyncDatabase) -> tuple[Straggler, ...]
     cores = active(database)
     stragglers = tuple(straggler(core) for core in cores)
     for core in cores:
-        await _end(database.name, core)
+        await async_end_session(database.name, core)
+    retire_idle(database)
     tell(database.name, stragglers)
     return stragglers
-
-
-async def _end(name: str, core: KitSession) -> None:
-    await async_stop_call(name, core)
-    await async_carried_out(core, partial(evict, name))
