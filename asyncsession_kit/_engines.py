@@ -23,7 +23,7 @@ from ._drivers import guard_checkin, refuses_writes
 from ._forks import ForkLock
 from ._holders import Holders, Wait, watch_pool
 from ._limits import watch_limits
-from ._links import root_of, watch_links
+from ._links import can_end, root_of, watch_links
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms
@@ -362,6 +362,8 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_pool(engine)
     watch_links(engine, source.text)
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
+    if engine.dialect.is_async and not can_end(engine.driver):
+        limits += (_UNENDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
     elif source.dialect == "mysql":
@@ -394,6 +396,11 @@ def _refuse_unmarked(dbapi_connection: Any, record: ConnectionPoolEntry, proxy: 
 _UNGUARDED = (
     "the driver {} does not tell whether a connection is inside a transaction, so that this is not"
     " checked when one comes back"
+)
+
+_UNENDED = (
+    "how a connection of the driver {} is closed without its event loop is not known, so that those"
+    " of a closed loop are dropped, and end when they are collected"
 )
 
 

@@ -355,6 +355,11 @@ _ENDS: Mapping[str, Callable[[Any], object]] = MappingProxyType(
 )
 
 
+def can_end(driver: str) -> bool:
+    """Tell whether it is known how a connection is closed whose event loop is closed."""
+    return driver in _ENDS
+
+
 # What may be called while another thread waits in a call of the same connection.
 _BREAKS: Mapping[str, Callable[[Any], object]] = MappingProxyType(
     {

@@ -20,12 +20,13 @@ _open: set[ref[KitSession]] = set()
 
 def note_open(core: KitSession) -> None:
     """Note that a session was opened."""
-    _open.add(ref(core, _open.discard))
+    core.kit_place = place = ref(core, _open.discard)
+    _open.add(place)
 
 
 def note_closed(core: KitSession) -> None:
     """Note that it was closed; a second call does nothing."""
-    _open.discard(ref(core))
+    _open.discard(core.kit_place)
 
 
 def open_cores(database: object | None = None) -> Iterator[KitSession]:

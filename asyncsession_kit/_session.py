@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
@@ -51,6 +52,7 @@ class KitSession(Session):
 
     kit_state: SessionState
     kit_on_begin: OnBegin | None
+    kit_place: ref[KitSession]
     # Whether it runs the hooks before its commit itself; a task's are awaited before it begins.
     kit_runs_hooks = False
 
@@ -287,19 +289,18 @@ class KitSession(Session):
             state.discard()
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
-            self._closed()
+            state.closed = True
+            note_closed(self)
+            state.leave_pool()
             return
         self._note_slipped()
         try:
             super().close()
         finally:
-            self._closed()
-
-    def _closed(self) -> None:
-        self.kit_state.closed = True
-        note_closed(self)
-        # Given up on a dead link, it may not have come to the end of its transaction.
-        self.kit_state.leave_pool()
+            state.closed = True
+            note_closed(self)
+            # Given up on a dead link, it may not have come to the end of its transaction.
+            state.leave_pool()
 
     def kit_forked(self) -> None:
         """Refuse every use in a forked child, before anything is sent on the parent's sockets."""

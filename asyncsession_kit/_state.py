@@ -217,7 +217,7 @@ class SessionState:
         :raises WrongEventLoopError: it belongs to another loop.
         """
         loop = async_home()
-        if loop is None or self.loop is loop or self.loop is ANYWHERE:
+        if loop is None or self.loop is loop:
             return
         if self.loop is None or (leaving and is_lost(self.loop)):
             enter_loop(self)
@@ -240,7 +240,8 @@ class SessionState:
 
         :raises WrongEventLoopError: the session belongs to another loop, which is open.
         """
-        self.settle_loop(leaving=True)
+        if self.loop is not ANYWHERE and self.loop is not async_home():
+            self.settle_loop(leaving=True)
         self.owner = running_task()
         self.thread = thread_id()
 

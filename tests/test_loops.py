@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.dialects import registry
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -29,6 +30,7 @@ from asyncsession_kit import (
     setup_database_connection,
 )
 
+from .support.fixtures import PgDatabase
 from .support.machine import wait_for
 from .support.models import Account, Base
 
@@ -523,3 +525,26 @@ def test_names_of_others_that_are_relied_upon(pg_url: str) -> None:
         await db.dispose()
 
     asyncio.run(look())
+
+
+def test_a_driver_that_is_not_known_is_a_limitation(
+    pg_database: PgDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections are let go of with their loop, and the database says what that leaves."""
+    names = {"driver": "other", "supports_statement_cache": True}
+    known: Any = create_async_engine(pg_database.url_for("postgresql+psycopg")).dialect
+    monkeypatch.setitem(
+        registry.impls, "postgresql.other", lambda: type("O", (type(known),), names)
+    )
+    db = AsyncDatabase(pg_database.url_for("postgresql+other"))
+    assert "closed without its event loop is not known" in db.limitations[1]
+
+    async def ask_and_close() -> None:
+        assert await backend(db) > 0
+        async with db.engine.connect() as connection:
+            proxy = await connection.get_raw_connection()
+            driver: Any = proxy.driver_connection
+        await db.dispose()
+        assert driver.closed
+
+    asyncio.run(ask_and_close())

@@ -244,9 +244,14 @@ class AsyncDatabase:
 
         :raises ConfigurationError: the database system cannot give what the state asks for.
         """
-        state.database, state.loop = self, async_home()
+        loop, made = async_home(), self._made
+        state.database, state.loop = self, loop
         config, dialect = state.config, self._source.dialect
-        engine, state.holders, state.limiter, on_begin = self._on(state.terms)
+        if made is not None and made.loop is loop and state.terms is DEFAULT:
+            variant = made.usual
+        else:
+            variant = self._on(state.terms)
+        engine, state.holders, state.limiter, on_begin = variant
         state.engine = engine
         if config.statement_timeout is not None:
             check_statement_timeout(dialect, state.terms, config.statement_timeout)

@@ -335,7 +335,8 @@ class SessionScope:
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
         done = False
-        stolen = _taken_error(state, exc)
+        taken = state.adopted or state.reason is not None
+        stolen = _taken_error(state, exc) if taken else None
         if stolen is not None:
             exc, kept = stolen, False
         # Whoever leaves is entitled to: a generator may be finalised in another task.
