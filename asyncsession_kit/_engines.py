@@ -361,7 +361,9 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_errors(engine)
     watch_pool(engine)
     watch_links(engine, source.text)
-    limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
+    limits: tuple[str, ...] = ()
+    if not guard_checkin(engine):
+        limits = (_UNGUARDED.format(engine.driver),)
     if engine.dialect.is_async and not can_end(engine.driver):
         limits += (_UNENDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":

@@ -334,6 +334,7 @@ def test_an_engine_that_was_handed_over_is_safe_as_well(pg_database: object) -> 
             other(ask(db), parent, busy)
             with engine.connect() as connection:
                 other(connection.scalar(text(question)), parent, busy)
+            db.dispose()
             sys.exit()
         wait(child)
         assert open_one.scalar(text(question)) == busy

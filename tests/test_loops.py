@@ -29,6 +29,7 @@ from asyncsession_kit import (
     dispose_database,
     setup_database_connection,
 )
+from asyncsession_kit._links import _end_asyncpg
 
 from .support.fixtures import PgDatabase
 from .support.machine import wait_for
@@ -532,19 +533,21 @@ def test_a_driver_that_is_not_known_is_a_limitation(
 ) -> None:
     """Its connections are let go of with their loop, and the database says what that leaves."""
     names = {"driver": "other", "supports_statement_cache": True}
-    known: Any = create_async_engine(pg_database.url_for("postgresql+psycopg")).dialect
-    monkeypatch.setitem(
-        registry.impls, "postgresql.other", lambda: type("O", (type(known),), names)
-    )
+    known: Any = type(create_async_engine(pg_database.url_for("postgresql+asyncpg")).dialect)
+    other = type("Other", (known,), names)
+    monkeypatch.setitem(registry.impls, "postgresql.other", lambda: other)
     db = AsyncDatabase(pg_database.url_for("postgresql+other"))
     assert "closed without its event loop is not known" in db.limitations[1]
+    kept: list[Any] = []
 
-    async def ask_and_close() -> None:
+    async def ask() -> None:
         assert await backend(db) > 0
         async with db.engine.connect() as connection:
-            proxy = await connection.get_raw_connection()
-            driver: Any = proxy.driver_connection
-        await db.dispose()
-        assert driver.closed
+            kept.append((await connection.get_raw_connection()).driver_connection)
 
-    asyncio.run(ask_and_close())
+    asyncio.run(ask())
+    asyncio.run(db.dispose())
+    assert not kept[0].is_closed()
+    # It would complain when it is collected, which is what the database has told.
+    _end_asyncpg(kept[0])
+    assert kept[0].is_closed()
