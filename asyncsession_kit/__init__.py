@@ -17,6 +17,7 @@ from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollba
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
+from ._stragglers import Straggler
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
@@ -34,9 +35,11 @@ from .config import (
 from .databases import (
     DatabaseEntry,
     async_dispose_database,
+    async_shutdown_database,
     dispose_database,
     get_database,
     setup_database_connection,
+    shutdown_database,
 )
 from .errors import (
     AuthenticationError,
@@ -50,6 +53,7 @@ from .errors import (
     ConnectTimeoutError,
     ConstraintError,
     DatabaseNotConfiguredError,
+    DatabaseShutdownError,
     DeadlockError,
     DiskFullError,
     ErrorKind,
@@ -74,6 +78,7 @@ from .errors import (
     UncommittedWorkWarning,
     UnexpectedRollbackError,
     UniqueError,
+    WrongEventLoopError,
 )
 
 __all__ = [
@@ -92,6 +97,7 @@ __all__ = [
     "Database",
     "DatabaseEntry",
     "DatabaseNotConfiguredError",
+    "DatabaseShutdownError",
     "DeadlockError",
     "DiskFullError",
     "ErrorKind",
@@ -119,16 +125,19 @@ __all__ = [
     "SessionError",
     "SessionOptions",
     "SessionScope",
+    "Straggler",
     "TransactionDoomedError",
     "TransactionError",
     "TransactionTimeoutError",
     "UncommittedWorkWarning",
     "UnexpectedRollbackError",
     "UniqueError",
+    "WrongEventLoopError",
     "adopt_session",
     "async_dispose_database",
     "async_gather_scopes",
     "async_session_scope",
+    "async_shutdown_database",
     "async_with_retry",
     "async_with_session",
     "before_commit",
@@ -151,6 +160,7 @@ __all__ = [
     "set_on_retry",
     "set_retry_testing",
     "setup_database_connection",
+    "shutdown_database",
     "with_retry",
     "with_session",
 ]

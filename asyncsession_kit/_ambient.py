@@ -42,7 +42,7 @@ class Ambient:
         scope = self._innermost.get()
         while scope is not None:
             wanted = database is None or scope.database is database
-            if wanted and scope.is_open and self._is_mine(scope.state):
+            if wanted and scope.is_open and self._is_mine(scope.state) and not scope.state.reason:
                 return scope
             scope = scope.outer
         return None

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -38,6 +38,8 @@ logger.addHandler(logging.NullHandler())
 
 # A strong reference to each exit task: the loop itself keeps only weak ones.
 _carried: set[Task] = set()
+# The same for work that is no session's.
+_kept: set[Task] = set()
 # What an exit task works for, so that a session's guard knows it as its owner's.
 _carriers: dict[Task, object] = {}
 
@@ -60,6 +62,77 @@ def running_task() -> Task | None:
     # asyncio.current_task() raises where no loop runs, which costs more than the whole check.
     loop = asyncio._get_running_loop()
     return None if loop is None else asyncio.current_task(loop)
+
+
+# Asked for each session, so that there is no call around it; None outside of a loop.
+async_home = asyncio._get_running_loop
+
+
+class _Anywhere:
+    """Is where a thread's session belongs: to no loop."""
+
+    def __repr__(self) -> str:
+        return "no event loop"
+
+
+ANYWHERE = _Anywhere()
+Home: TypeAlias = "Loop | _Anywhere"
+
+
+def home() -> Home | None:
+    """Return what stands for every place: a thread's session belongs to no loop."""
+    return ANYWHERE
+
+
+def is_lost(loop: Home | None) -> bool:
+    """Tell whether the loop was closed, so that nothing that belongs to it can go on."""
+    return isinstance(loop, Loop) and loop.is_closed()
+
+
+def describe_loop(loop: Home | None, thread: int) -> str:
+    """Return a loop as it may be shown, with the thread that it was seen in."""
+    if loop is None:
+        return f"no event loop ({describe_thread(thread)})"
+    state = "closed " if is_lost(loop) else ""
+    return (
+        f"the {state}event loop {type(loop).__name__} at {id(loop):#x} ({describe_thread(thread)})"
+    )
+
+
+def tell_loop(loop: Loop, call: Callable[[], object]) -> bool:
+    """Let the loop make a call, from any thread; False where it is closed."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return False
+    return True
+
+
+async def async_call_in(loop: Loop, call: Callable[[], Coroutine[Any, Any, T]], limit: float) -> T:
+    """Make a call in a loop that runs in another thread, ``limit`` seconds at the longest.
+
+    :raises TimeoutError: it took longer, and was cancelled.
+    """
+    future = asyncio.run_coroutine_threadsafe(call(), loop)
+    async with asyncio.timeout(limit):
+        return await asyncio.wrap_future(future)
+
+
+def call_in(loop: Loop, call: Callable[[], Coroutine[Any, Any, T]], limit: float) -> T:
+    """Make a call in a loop that runs in another thread; see the twin."""
+    return asyncio.run_coroutine_threadsafe(call(), loop).result(limit)
+
+
+async def async_in_thread(call: Callable[[], T]) -> T:
+    """Make a call that blocks, in a thread of its own."""
+    return await asyncio.to_thread(call)
+
+
+def run_outside_loops(call: Callable[[], object]) -> None:
+    """Make a call in a thread that has no event loop, and wait for its end."""
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
 
 
 def thread_id() -> int:
@@ -440,6 +513,28 @@ def _log_unseen(task: Task) -> None:
         logger.warning("ending a session failed: %s", type(error).__name__, exc_info=error)
 
 
+async def async_to_its_end(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run the call in a task of its own, to its end even where the caller is cancelled.
+
+    :raises asyncio.CancelledError: the caller was cancelled; the call has ended by then.
+    """
+    task = asyncio.ensure_future(call())
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+    try:
+        await _wait(task, None)
+    except asyncio.CancelledError:
+        await _wait_unmoved(task, LONGEST_WAIT)
+        _log_unseen(task)
+        raise
+    return task.result()
+
+
+def to_its_end(call: Callable[[], T]) -> T:
+    """Make the call: a thread is not cancelled."""
+    return call()
+
+
 async def async_wait_for_exits(seconds: float) -> None:
     """Wait until the exit tasks of this loop have ended, ``seconds`` at the longest."""
     loop = asyncio.get_running_loop()
@@ -450,6 +545,13 @@ async def async_wait_for_exits(seconds: float) -> None:
 
 def wait_for_exits(seconds: float) -> None:
     """Do nothing: a thread ends its sessions itself."""
+
+
+def forget_tasks() -> None:
+    """Forget the tasks of the parent, in a forked child: none of them runs here."""
+    _carried.clear()
+    _carriers.clear()
+    _kept.clear()
 
 
 # --- what outlives who asked for it ---------------------------------------------------------------
@@ -512,6 +614,10 @@ class Relay(Generic[T]):
             _carried.add(giving)
             giving.add_done_callback(_carried.discard)
 
+    def after_fork(self) -> None:
+        """Forget the tasks of the parent, in a forked child."""
+        self._left.clear()
+
     async def drop(self) -> None:
         """Give up what is under way, and wait for its end."""
         loop = asyncio.get_running_loop()
@@ -542,6 +648,18 @@ def async_is_cancelled() -> bool:
 
 
 def is_cancelled() -> bool:
+    """Return False: a thread is not cancelled."""
+    return False
+
+
+def async_was_stopped(by_us: bool, error: BaseException | None) -> bool:
+    """Tell whether the error is a cancellation of ours alone, which then ends here."""
+    task = running_task()
+    ours = by_us and isinstance(error, Cancelled) and task is not None
+    return ours and task.uncancel() == 0  # type: ignore[union-attr]
+
+
+def was_stopped(by_us: bool, error: BaseException | None) -> bool:
     """Return False: a thread is not cancelled."""
     return False
 

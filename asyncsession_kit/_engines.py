@@ -10,18 +10,19 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from . import _mysql, _sqlite
-from ._concurrency import Lock, logger
+from ._concurrency import logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
+from ._forks import ForkLock
 from ._holders import Holders, Wait
 from ._limits import watch_limits
+from ._links import can_end, root_of, watch_links
 from ._pool import watch_pool
 from ._session import OnBegin
 from ._state import Limiter
@@ -46,6 +47,7 @@ class EngineOptions(TypedDict, total=False):
     poolclass: type[Pool]
     busy_timeout: float
     startup_timeout: float
+    per_loop: bool
     connect_args: Mapping[str, object]
     echo: bool | Literal["debug"]
     echo_pool: bool | Literal["debug"]
@@ -100,6 +102,7 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
         "poolclass": ("a Pool class", _is_pool_class),
         "busy_timeout": _SECONDS,
         "startup_timeout": _SECONDS,
+        "per_loop": _BOOL,
         "connect_args": _MAPPING,
         "echo": _ECHO,
         "echo_pool": _ECHO,
@@ -120,7 +123,7 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
 )
 
 # What create_engine() does not know.
-_OURS_ALONE = ("busy_timeout", "startup_timeout")
+_OURS_ALONE = ("busy_timeout", "startup_timeout", "per_loop")
 # These may hold a password, so that no error shows their value.
 _SECRET = frozenset({"connect_args"})
 
@@ -194,6 +197,11 @@ class EngineSource:
         self.dialect = _DIALECTS.get(self.url.get_backend_name(), self.url.get_backend_name())
 
     def _take(self, engine: Engine | AsyncEngine) -> URL:
+        if self.per_loop:
+            raise ConfigurationError(
+                "per_loop=True cannot make pools of an engine that was handed over; give a URL, or"
+                " hand over an engine in each event loop, to a database of its own"
+            )
         if self.options:
             raise ConfigurationError(
                 f"{', '.join(self.options)} cannot be set on an engine that was handed over;"
@@ -202,6 +210,11 @@ class EngineSource:
         check_handed_over(engine)
         self.engine = engine
         return engine.url
+
+    @property
+    def per_loop(self) -> bool:
+        """Tell whether each event loop gets a pool of its own."""
+        return bool(self.options.get("per_loop"))
 
     @property
     def text(self) -> str:
@@ -321,7 +334,7 @@ def check_handed_over(engine: Engine | AsyncEngine) -> None:
 # What was handed over is prepared once, whoever hands it over again: with two sets of listeners,
 # each transaction would begin twice.
 _prepared: WeakKeyDictionary[Engine, tuple[str, ...]] = WeakKeyDictionary()
-_preparing = Lock()
+_preparing = ForkLock()
 
 
 def prepare(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
@@ -329,7 +342,7 @@ def prepare(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple
 
     A connection that is in its pool already is replaced when it is next asked for.
     """
-    engine = _root(engine)
+    engine = root_of(engine)
     with _preparing:
         limits = _prepared.get(engine)
         if limits is None:
@@ -339,14 +352,6 @@ def prepare(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple
     return limits
 
 
-def _root(engine: Engine) -> Engine:
-    # execution_options() returns another engine on the same pool; the pool's listeners and the
-    # engine's belong together.
-    while isinstance(engine, OptionEngine):
-        engine = engine._proxied
-    return engine
-
-
 def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tuple[str, ...]:
     install_connect_errors(engine, source.text, source.options.get("startup_timeout"))
     # In this order: what dooms a transaction is the error that its body sees.
@@ -354,7 +359,12 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_limits(engine)
     watch_errors(engine)
     watch_pool(engine)
-    limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
+    watch_links(engine, source.text)
+    limits: tuple[str, ...] = ()
+    if not guard_checkin(engine):
+        limits = (_UNGUARDED.format(engine.driver),)
+    if engine.dialect.is_async and not can_end(engine.driver):
+        limits += (_UNENDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
     elif source.dialect == "mysql":
@@ -387,6 +397,11 @@ def _refuse_unmarked(dbapi_connection: Any, record: ConnectionPoolEntry, proxy: 
 _UNGUARDED = (
     "the driver {} does not tell whether a connection is inside a transaction, so that this is not"
     " checked when one comes back"
+)
+
+_UNENDED = (
+    "how a connection of the driver {} is closed without its event loop is not known, so that those"
+    " of a closed loop are dropped, and end when they are collected"
 )
 
 

@@ -27,6 +27,7 @@ from ._concurrency import (
     running_task,
     thread_id,
 )
+from ._forks import reset_in_child
 from ._pool import know_holders, pool_exhausted
 from ._state import Gathering, SessionState, gatherings
 from .errors import PoolDeadlockError, PoolExhaustedError
@@ -60,9 +61,10 @@ class Holders:
 
     __slots__ = (
         "_holding",
+        "__weakref__",
+        "_engine",
         "_is_async",
         "_lock",
-        "_pool",
         "_queue",
         "_wait",
         "_waiting",
@@ -81,7 +83,7 @@ class Holders:
     ) -> None:
         self.capacity = _capacity(engine.pool, pool_size, max_overflow)
         self.timeout = _TIMEOUT if pool_timeout is None else float(pool_timeout)
-        self._pool = engine.pool
+        self._engine = engine
         self._is_async = engine.dialect.is_async
         self._wait = wait
         # The garbage collector may end a forgotten session while this thread is in here.
@@ -91,6 +93,21 @@ class Holders:
         self._waiting: WeakKeyDictionary[SessionState, None] = WeakKeyDictionary()
         self._queue: deque[Place] = deque()
         know_holders(engine.pool, self)
+        reset_in_child(self)
+
+    # --- beginning anew ---------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Forget all who hold and wait: their event loop is closed, and the pool a fresh one."""
+        with self._lock:
+            self._holding.clear()
+            self._waiting.clear()
+            self._queue.clear()
+
+    def after_fork(self) -> None:
+        """Forget those of the parent, in a forked child."""
+        self._lock = RLock()
+        self.renew()
 
     # --- coming and going -------------------------------------------------------------------------
 
@@ -153,7 +170,7 @@ class Holders:
         with self._lock:
             if place.granted:
                 self.leave(place.state)
-            else:
+            elif place in self._queue:
                 self._queue.remove(place)
                 self._waiting.pop(place.state, None)
 
@@ -227,7 +244,7 @@ class Holders:
     def _refuse_deadlock(self, place: Place) -> None:
         holding = list(self._holding)
         stuck = {_flow(waiting) for waiting in list(self._waiting)}
-        unknown = self._pool.checkedout() - len(holding)  # type: ignore[attr-defined]
+        unknown = self._engine.pool.checkedout() - len(holding)  # type: ignore[attr-defined]
         if unknown > 0 or not all(_flow(holder) in stuck for holder in holding):
             return
         held = _held(self._holding)

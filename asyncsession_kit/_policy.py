@@ -13,7 +13,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import cast
 
-from ._concurrency import Lock
+from ._forks import ForkLock
 from ._outcome import Outcome
 from .config import (
     LONGEST,
@@ -75,7 +75,7 @@ class RetryBudget:
         self.refill = refill
         self._left = float(tokens)
         self._seen: float | None = None
-        self._lock = Lock()
+        self._lock = ForkLock()
 
     def __repr__(self) -> str:
         return f"RetryBudget(tokens={self.tokens!r}, refill={self.refill!r})"

@@ -11,6 +11,7 @@ from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from ._concurrency import Cancelled, Relay
 from ._deadline import asking
+from ._forks import reset_in_child
 from .errors import PoolExhaustedError
 
 
@@ -60,7 +61,10 @@ def watch_pool(engine: Engine) -> None:
     kind = type(engine.pool)
     if not isinstance(engine.pool, QueuePool) or issubclass(kind, _WatchedPool):
         return
-    relay = Relay(_give_back, _forget_deadline) if engine.dialect.is_async else None
+    relay = None
+    if engine.dialect.is_async:
+        relay = Relay(_give_back, _forget_deadline)
+        reset_in_child(relay)
     engine.pool.__class__ = type(kind.__name__, (_WatchedPool, kind), {"kit_relay": relay})
 
 
@@ -82,10 +86,6 @@ async def async_drop_connects(pool: Pool) -> None:
     """Give up the connects that nobody waits for any more."""
     if isinstance(pool, _WatchedPool) and pool.kit_relay is not None:
         await pool.kit_relay.drop()
-
-
-def drop_connects(pool: Pool) -> None:
-    """Do nothing: a thread waits for what it connects."""
 
 
 def pool_exhausted(cause: sa_exc.TimeoutError, held: list[str]) -> PoolExhaustedError:

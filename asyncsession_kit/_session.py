@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
@@ -22,11 +23,13 @@ from ._concurrency import (
 )
 from ._deadline import asking
 from ._doom import doom_of
+from ._forks import reset_in_child
 from ._hooks import (
     run_at_begin,
     run_hooks_before_commit,
 )
 from ._limits import hold_limit
+from ._open_sessions import note_closed, note_open, open_cores
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
@@ -50,6 +53,7 @@ class KitSession(Session):
 
     kit_state: SessionState
     kit_on_begin: OnBegin | None
+    kit_place: ref[KitSession]
     # Whether it runs the hooks before its commit itself; a task's are awaited before it begins.
     kit_runs_hooks = False
 
@@ -63,6 +67,7 @@ class KitSession(Session):
         self.kit_state = kit_state
         self.kit_on_begin = kit_on_begin
         super().__init__(*arguments, **options)
+        note_open(self)
         for name, listener in kit_state.config.event_listeners.items():
             event.listen(self, name, listener)
 
@@ -291,6 +296,7 @@ class KitSession(Session):
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
             state.closed = True
+            note_closed(self)
             state.leave_pool()
             return
         self._note_slipped()
@@ -298,8 +304,14 @@ class KitSession(Session):
             super().close()
         finally:
             state.closed = True
+            note_closed(self)
             # Given up on a dead link, it may not have come to the end of its transaction.
             state.leave_pool()
+
+    def kit_forked(self) -> None:
+        """Refuse every use in a forked child, before anything is sent on the parent's sockets."""
+        self.kit_state.forked()
+        note_closed(self)
 
     def reset(self) -> None:
         """Reset as usual; in a joined scope that would end the outermost one's transaction."""
@@ -507,6 +519,19 @@ event.listen(KitSession, "after_soft_rollback", _after_soft_rollback, insert=Tru
 event.listen(
     KitSession, "after_transaction_end", _after_transaction_end, insert=True, propagate=True
 )
+
+
+class _Inherited:
+    """Ends, in a forked child, what the sessions of the parent could still do."""
+
+    def after_fork(self) -> None:
+        """Refuse them all."""
+        for core in open_cores():
+            core.kit_forked()
+
+
+_inherited = _Inherited()
+reset_in_child(_inherited)
 
 
 def core_of_async_session(session: AsyncSession) -> KitSession:

@@ -82,6 +82,11 @@ class ThreadSession(KitSession):
         finally:
             self.kit_turn.release()
 
+    def kit_forked(self) -> None:
+        """Refuse every use in a forked child, whichever thread of the parent was in a call."""
+        super().kit_forked()
+        self.kit_turn = RLock()
+
     def kit_refuse_overlap(self, call: str) -> NoReturn:
         """Raise for a call made while another thread's is in progress."""
         raise ConcurrentSessionUseError(
@@ -272,6 +277,8 @@ class TaskSession(AsyncSession):
     async def close(self) -> None:
         """Close for good; after ``cleanup_timeout`` seconds the connection is dropped instead."""
         core = core_of_async_session(self)
+        if core.kit_state.closed:
+            return
         if core.in_transaction():
             core.kit_check()
             limit = core.kit_state.config.cleanup_timeout

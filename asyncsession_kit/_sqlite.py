@@ -21,6 +21,7 @@ from ._classify import classify
 from ._connect import translated_connect_errors
 from ._deadline import asking
 from ._drivers import is_locked
+from ._links import links_of
 from ._session import KitSession
 from ._terms import NO_BEGIN_OPTION, READ_ONLY_OPTION, READ_UNCOMMITTED_OPTION
 from ._translate import STATEMENT, translated_error
@@ -88,6 +89,7 @@ def install(engine: Engine, busy_timeout: float, begin: Begin) -> None:
     """Make every connection and transaction of the engine behave; ``begin`` is of its world."""
     path = sqlite_file(engine.url)
     profile = _Profile(engine, writer_queue(path or f":memory:{id(engine)}"), busy_timeout, begin)
+    links_of(engine).on_drop = _return_turn
     event.listen(engine, "connect", profile.on_connect)
     event.listen(engine, "begin", profile.on_begin)
     event.listen(engine, "reset", profile.on_reset)
@@ -106,6 +108,7 @@ class _Profile:
         self.busy_timeout = busy_timeout
         self.is_async = engine.dialect.is_async
         self.text = masked(engine.url)
+        self.links = links_of(engine)
         self.is_unwritable = engine.url.query.get("mode") == "ro" or (
             "immutable" in engine.url.query
         )
@@ -215,6 +218,7 @@ class _Profile:
             self.queue,
             blocking=not self.is_async,
             in_transaction=lambda: _in_transaction(driver_connection),
+            drop=lambda: self.links.drop_driver_connection(driver_connection),
         )
         return turn
 
@@ -303,6 +307,10 @@ def _refuse_second(driver_connection: Any) -> None:
 
 
 def _give_back(dbapi_connection: Any, record: ConnectionPoolEntry, *rest: object) -> None:
+    _return_turn(record)
+
+
+def _return_turn(record: ConnectionPoolEntry) -> None:
     turn: Turn | None = record.info.pop(_TURN, None)
     if turn is not None:
         turn.queue.leave(turn)

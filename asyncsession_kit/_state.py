@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,27 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import (
+    ANYWHERE,
+    Home,
     Task,
+    async_home,
     awaits,
     carried_for,
+    describe_loop,
     describe_task,
     describe_thread,
+    is_lost,
     running_task,
     thread_id,
 )
 from ._deadline import Deadline
+from ._links import enter_loop
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
 from ._terms import DEFAULT, Kind, Terms
 from ._unit import note_end, note_resolved
 from .config import SessionConfig, Verify
-from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError
+from .errors import ConcurrentSessionUseError, SessionClosedError, SessionError, WrongEventLoopError
 
 # Tells the server the longest that a statement of this transaction may take (seconds; None: as long
 # as before).
@@ -98,13 +105,17 @@ class SessionState:
         "joined",
         "level",
         "limiter",
+        "loop",
         "lost",
         "marks",
         "origin",
         "outcome",
         "owner",
+        "reason",
         "root",
         "scoped",
+        "since",
+        "stopped",
         "terms",
         "thread",
         "told",
@@ -118,6 +129,12 @@ class SessionState:
         self.terms = terms
         self.owner: Task | None = running_task()
         self.thread = thread_id()
+        self.since = time.monotonic()
+        # The event loop it belongs to; None until a session that was made outside of any is used.
+        self.loop: Home | None = None
+        # Why somebody else has ended it, and whether its owner was stopped in a call for that.
+        self.reason: str | None = None
+        self.stopped = False
         self.scoped = False
         self.database: Any = None
         self.engine: Any = None
@@ -156,12 +173,16 @@ class SessionState:
         ``asyncio.wait_for``, and for anyone once the owner has finished: that one is the new owner.
 
         :raises ConcurrentSessionUseError: the owner is another task that is still alive.
+        :raises WrongEventLoopError: it belongs to another event loop.
         """
         task = running_task()
         owner = self.owner
+        self.settle_loop()
         if owner is None or owner.done():
             self.owner = task
         elif carried_for() is not session and not awaits(owner, task):
+            if self.reason is not None:
+                raise self.closed_error()
             raise ConcurrentSessionUseError(
                 f"this session belongs to {describe_task(owner)}, which opened it at"
                 f" {describe(self.origin)}, and was used by {describe_task(task)} at"
@@ -175,13 +196,52 @@ class SessionState:
         :raises SessionClosedError: always, when closed.
         """
         if self.closed:
-            raise SessionClosedError(
-                f"the session opened at {describe(self.origin)} is closed for good"
-                f" and was used at {describe(user_origin())}; open a new scope"
+            raise self.closed_error()
+
+    def closed_error(self) -> SessionClosedError:
+        """Return the error for the use of a session that was closed."""
+        used = f"and was used at {describe(user_origin())}; open a new scope"
+        if self.reason is None:
+            return SessionClosedError(
+                f"the session opened at {describe(self.origin)} is closed for good {used}"
             )
+        return SessionClosedError(
+            f"the session opened at {describe(self.origin)} {self.reason}, {used}"
+        )
+
+    def settle_loop(self, *, leaving: bool = False) -> None:
+        """Refuse another event loop than the session's own; one without a loop gets the first.
+
+        Whoever leaves a scope may do so in another one, once the loop it was entered in is closed.
+
+        :raises WrongEventLoopError: it belongs to another loop.
+        """
+        loop = async_home()
+        if loop is None or self.loop is loop:
+            return
+        if self.loop is None or (leaving and is_lost(self.loop)):
+            enter_loop(self)
+            return
+        raise WrongEventLoopError(
+            f"the session opened at {describe(self.origin)} belongs to"
+            f" {describe_loop(self.loop, self.thread)} and was used in"
+            f" {describe_loop(loop, thread_id())} at {describe(user_origin())}; nothing was sent."
+            " Open a scope of its own in each loop"
+        )
+
+    def forked(self) -> None:
+        """Refuse every use in a forked child: the transaction is the parent's to end."""
+        self.closed = True
+        self.reason = "belongs to the process that this one was forked from"
+        self.owner = self.hooks = self.deadline = None
 
     def take_over(self) -> None:
-        """Make the current task the owner: whoever ends a scope is entitled to."""
+        """Make the current task the owner: whoever ends a scope is entitled to.
+
+        :raises WrongEventLoopError: the session belongs to another loop, which is open.
+        """
+        if self.loop is not ANYWHERE and self.loop is not async_home():
+            self.settle_loop(leaving=True)
         self.owner = running_task()
         self.thread = thread_id()
 

@@ -19,15 +19,16 @@ from ._ambient import ambient
 from ._callsite import Origin, describe
 from ._concurrency import (
     AsyncWaiter,
-    Lock,
     RLock,
     Task,
     Waiter,
     describe_task,
     describe_thread,
+    is_lost,
     is_main_thread,
     thread_id,
 )
+from ._forks import ForkLock, reset_in_child
 from ._session import KitSession
 from ._state import SessionState, acting_origin, acting_task, awaits_this
 from .errors import LockTimeoutError, PoolDeadlockError
@@ -39,6 +40,7 @@ class Turn:
     __slots__ = (
         "blocking",
         "began",
+        "drop",
         "granted",
         "in_transaction",
         "origin",
@@ -51,11 +53,17 @@ class Turn:
     )
 
     def __init__(
-        self, queue: WriterQueue, *, blocking: bool, in_transaction: Callable[[], bool]
+        self,
+        queue: WriterQueue,
+        *,
+        blocking: bool,
+        in_transaction: Callable[[], bool],
+        drop: Callable[[], object] | None = None,
     ) -> None:
         self.queue = queue
         self.blocking = blocking
         self.in_transaction = in_transaction
+        self.drop = drop
         self.task: Task | None = acting_task()
         self.thread = thread_id()
         self.origin: Origin | None = acting_origin()
@@ -76,6 +84,11 @@ class Turn:
         """Return the task that the transaction belongs to now."""
         state = self.state
         return self.task if state is None else state.owner
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the event loop that it was taken in is closed."""
+        return self.task is not None and is_lost(self.task.get_loop())
 
     def label(self, session: KitSession) -> None:
         """Say whose transaction this is, which is known only once it has begun."""
@@ -101,6 +114,13 @@ class WriterQueue:
         self._waiting: deque[Turn] = deque()
         # The garbage collector may give back a forgotten connection while this thread is in here.
         self._lock = RLock()
+        reset_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's writers, for whom a forked child would wait for ever."""
+        self._lock = RLock()
+        self.holder = None
+        self._waiting.clear()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -134,6 +154,11 @@ class WriterQueue:
         # A Core connection goes back to the pool long after its COMMIT, which nothing tells us of.
         if holder is not None and holder.began and not holder.in_transaction():
             self.holder = None
+        elif holder is not None and holder.is_lost:
+            self.holder = None
+            if holder.drop is not None:
+                # It would keep the file locked, too.
+                holder.drop()
         while self.holder is None and self._waiting:
             turn = self._waiting.popleft()
             self._grant(turn)
@@ -269,7 +294,7 @@ def _runs_below(call: object) -> bool:
 
 
 _queues: WeakValueDictionary[str, WriterQueue] = WeakValueDictionary()
-_queues_lock = Lock()
+_queues_lock = ForkLock()
 
 
 def writer_queue(path: str) -> WriterQueue:
@@ -280,15 +305,3 @@ def writer_queue(path: str) -> WriterQueue:
         if queue is None:
             queue = _queues[real] = WriterQueue(real)
         return queue
-
-
-def _forget_after_fork() -> None:
-    # The child has none of the parent's writers, and would wait for them for ever.
-    global _queues_lock
-    _queues_lock = Lock()
-    for queue in list(_queues.values()):
-        WriterQueue.__init__(queue, queue.path)
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no fork.
-    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Unpack
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from ._ambient import ambient, async_ambient
 from ._async.database import AsyncDatabase
-from ._concurrency import Lock
+from ._async.shutdown import async_end_stragglers, async_wait_until_idle
+from ._concurrency import async_home, async_in_thread, async_to_its_end
 from ._engines import EngineOptions, SessionClass
+from ._evicting import end_tasks_stragglers
+from ._forks import ForkLock
+from ._links import dispose_from_thread
 from ._sqlite import PrivateFile, on_file
+from ._stragglers import (
+    SHUTDOWN_TIMEOUT,
+    Straggler,
+    check_timeout,
+    refuse_inside,
+    shutdown_error,
+)
 from ._sync.database import Database
+from ._sync.shutdown import end_stragglers, wait_until_idle
 from ._url import masked, parse_url
 from .errors import ConfigurationError, DatabaseNotConfiguredError
 
@@ -56,7 +70,9 @@ class DatabaseEntry:
 
 
 _entries: dict[str, DatabaseEntry] = {}
-_lock = Lock()
+# The names of those that were shut down and not set up again.
+_shut_down: set[str] = set()
+_lock = ForkLock()
 
 
 def setup_database_connection(
@@ -73,7 +89,7 @@ def setup_database_connection(
     one for the other world.  ``session_class`` is the AsyncSession or Session class that the
     sessions are derived from.  The other keywords are those of ``create_engine`` (``pool_size``,
     ``max_overflow``, ``pool_timeout`` and ``pool_recycle`` in seconds, ...), and ``busy_timeout``
-    (seconds) for SQLite.
+    (seconds) for SQLite.  ``per_loop=True`` gives each event loop that is open a pool of its own.
 
     :raises ConfigurationError: a value is invalid, or the name's engine is in use; nothing changed.
     """
@@ -86,6 +102,7 @@ def setup_database_connection(
                 " first, or register the new one under another name"
             )
         _entries[name] = entry
+        _shut_down.discard(name)
     return entry
 
 
@@ -139,11 +156,14 @@ def get_database(name: str = DEFAULT) -> DatabaseEntry:
     """Return the database registered under the name; for the default one ``DATABASE_URL`` will do.
 
     :raises DatabaseNotConfiguredError: there is none.
+    :raises DatabaseShutdownError: it was shut down.
     :raises ConfigurationError: ``DATABASE_URL`` is needed and is no URL of a database.
     """
     entry = _entries.get(name)
     if entry is not None:
         return entry
+    if name in _shut_down:
+        raise shutdown_error(name)
     url = os.environ.get("DATABASE_URL")
     if name == DEFAULT and url:
         return _from_environment(url)
@@ -196,3 +216,87 @@ def dispose_database(name: str = DEFAULT) -> None:
         entry.database.dispose()
         if not entry.async_database.is_started:
             entry.forget()
+
+
+async def async_shutdown_database(
+    name: str = DEFAULT, *, timeout: float = SHUTDOWN_TIMEOUT
+) -> tuple[Straggler, ...]:
+    """Shut both worlds of a database down, and forget it.
+
+    No new sessions are opened, except inside of scopes that are open, which may finish.  After
+    ``timeout`` seconds those that are left are rolled back, and refuse further use; they are
+    returned, and logged as a warning.  Then both pools are closed.  A caller that is cancelled
+    ends what is left at once.  A name not registered is ignored, so that a second call is.
+
+    :raises PropagationError: the caller is inside of a scope of the database.
+    :raises ConfigurationError: ``timeout`` is no number of seconds.
+    """
+    check_timeout(timeout)
+    entry = _entries.get(name)
+    if entry is None:
+        return ()
+    both = _close_doors(entry)
+    stragglers: tuple[Straggler, ...] = ()
+    try:
+        await async_wait_until_idle(both, timeout)
+    finally:
+        stragglers = await async_to_its_end(partial(_async_finish, entry))
+    return stragglers
+
+
+def shutdown_database(
+    name: str = DEFAULT, *, timeout: float = SHUTDOWN_TIMEOUT
+) -> tuple[Straggler, ...]:
+    """Shut both worlds of a database down from a thread that runs no event loop, and forget it.
+
+    It does what ``async_shutdown_database`` does; the sessions of tasks are ended in their own
+    event loop.
+
+    :raises PropagationError: the caller is inside of a scope of the database.
+    :raises ConfigurationError: ``timeout`` is no number of seconds, or an event loop runs here.
+    """
+    check_timeout(timeout)
+    entry = _entries.get(name)
+    if entry is None:
+        return ()
+    if async_home() is not None and entry.async_database.is_started:
+        raise ConfigurationError(
+            "shutdown_database() would block the event loop that runs here, in which the sessions"
+            " of its tasks could not end; await async_shutdown_database() instead"
+        )
+    both = _close_doors(entry)
+    stragglers: tuple[Straggler, ...] = ()
+    try:
+        wait_until_idle(both, timeout)
+    finally:
+        stragglers = _finish(entry)
+    return stragglers
+
+
+def _close_doors(entry: DatabaseEntry) -> tuple[AsyncDatabase, Database]:
+    both = entry.async_database, entry.database
+    refuse_inside(entry.name, async_ambient.find(both[0]) or ambient.find(both[1]))
+    for database in both:
+        database.refuse_new()
+    with _lock:
+        _shut_down.add(entry.name)
+    return both
+
+
+async def _async_finish(entry: DatabaseEntry) -> tuple[Straggler, ...]:
+    stragglers = await async_end_stragglers(entry.async_database)
+    stragglers += await async_in_thread(partial(end_stragglers, entry.database))
+    await entry.async_database.dispose()
+    entry.database.dispose()
+    entry.forget()
+    return stragglers
+
+
+def _finish(entry: DatabaseEntry) -> tuple[Straggler, ...]:
+    database = entry.async_database
+    stragglers = end_tasks_stragglers(database) + end_stragglers(entry.database)
+    for engine in database.take_engines():
+        dispose_from_thread(engine)
+    entry.database.dispose()
+    entry.forget()
+    return stragglers

@@ -5,8 +5,10 @@
     SessionError
     ├── ConfigurationError
     ├── DatabaseNotConfiguredError
+    ├── DatabaseShutdownError
     ├── SessionClosedError              also sqlalchemy.exc.InvalidRequestError
     ├── ConcurrentSessionUseError       also sqlalchemy.exc.InvalidRequestError
+    ├── WrongEventLoopError             also sqlalchemy.exc.InvalidRequestError
     ├── PropagationError                also sqlalchemy.exc.InvalidRequestError
     ├── TransactionError
     │   ├── TransactionDoomedError      also sqlalchemy.exc.PendingRollbackError
@@ -170,6 +172,10 @@ class DatabaseNotConfiguredError(SessionError):
     """Reports a scope opened before any database was registered under that name."""
 
 
+class DatabaseShutdownError(SessionError):
+    """Reports a scope or session asked of a database that was shut down; nothing was sent."""
+
+
 class _InvalidUseError(SessionError, sa_exc.InvalidRequestError):
     """Joins both roots: a session was used in a way its state does not allow."""
 
@@ -184,6 +190,13 @@ class SessionClosedError(_InvalidUseError):
 
 class ConcurrentSessionUseError(_InvalidUseError):
     """Reports the use of a session by a task or thread that does not own it; nothing was sent."""
+
+
+class WrongEventLoopError(_InvalidUseError):
+    """Reports a database or session of one event loop that was used in another; nothing was sent.
+
+    A connection works only in the loop that it was made in.
+    """
 
 
 class PropagationError(_InvalidUseError):

@@ -10,7 +10,14 @@ from sqlalchemy import URL, MetaData
 from .._ambient import async_ambient
 from .._callsite import caller_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
-from .._concurrency import Lock, async_run_core, async_wait_for_exits
+from .._concurrency import (
+    Home,
+    Lock,
+    async_home,
+    async_run_core,
+    async_to_its_end,
+    async_wait_for_exits,
+)
 from .._engines import (
     EngineOptions,
     EngineSource,
@@ -25,18 +32,28 @@ from .._engines import (
     prepare,
     refuse_reader,
 )
+from .._forks import reset_in_child
 from .._holders import Holders
+from .._links import async_dispose_engine, links_of
+from .._loops import PoolOf, drop_closed, settle
 from .._policy import RetryBudget
-from .._pool import async_drop_connects
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
-from .._state import Limiter, SessionState
+from .._state import Limiter, SessionState, is_gathered
+from .._stragglers import (
+    SHUTDOWN_TIMEOUT,
+    Straggler,
+    check_timeout,
+    refuse_inside,
+    shutdown_error,
+)
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
 from .gate import async_wait_at_gate
 from .scope import AsyncSessionScope
+from .shutdown import async_end_stragglers, async_wait_until_idle
 from .turn import async_begin
 
 
@@ -47,6 +64,28 @@ class _Variant(NamedTuple):
     holders: Holders | None
     limiter: Limiter | None
     on_begin: OnBegin | None
+
+
+class _Made:
+    """Is what was made for one event loop: the engine, and what sessions on its terms share."""
+
+    __slots__ = ("engine", "loop", "usual", "variants")
+
+    def __init__(self, engine: AsyncEngine, usual: _Variant) -> None:
+        self.engine = engine
+        self.loop: Home | None = None
+        # That of the default terms, which nearly all sessions have.
+        self.usual = usual
+        self.variants: dict[Terms, _Variant] = {DEFAULT: usual}
+
+    def pools(self) -> list[PoolOf]:
+        """Return the pools, each by the engine that has it."""
+        own = [self.variants[terms] for terms in OWN_POOLS if terms in self.variants]
+        return [PoolOf(unwrap_async_engine(v.engine), v.holders) for v in own]
+
+    def engines(self) -> list[AsyncEngine]:
+        """Return the engines that have a pool of their own."""
+        return [self.variants[terms].engine for terms in OWN_POOLS if terms in self.variants]
 
 
 # How long disposing waits for sessions that are just ending (seconds).
@@ -60,6 +99,8 @@ class AsyncDatabase:
     derived from; the other keywords are those of ``create_engine`` (``pool_size``,
     ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), and ``busy_timeout`` (seconds) for
     SQLite.  ``retry_budget`` bounds the retries after connection failures, and may be replaced.
+    Where event loops follow one another, the pool of a closed one is replaced by itself; several
+    open ones need ``per_loop=True``, a pool for each (threads have no loops, and ignore it).
 
     :raises ConfigurationError: the URL or an option is invalid.
     """
@@ -77,12 +118,14 @@ class AsyncDatabase:
         self._source = EngineSource(url, engine_options)
         self._session_class = async_kit_class(session_class)
         self._lock = Lock()
-        self._engine: AsyncEngine | None = None
-        self._variants: dict[Terms, _Variant] = {}
-        # That of the default terms, which nearly all sessions have.
-        self._usual: _Variant | None = None
+        # By event loop where each has a pool of its own, otherwise one under None.
+        self._all: dict[Home | None, _Made] = {}
+        # The one that was used last.
+        self._made: _Made | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
+        self._shut = False
+        reset_in_child(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._source.text}>"
@@ -91,20 +134,28 @@ class AsyncDatabase:
     def engine(self) -> AsyncEngine:
         """Return the engine, made on first use; it connects when a statement is sent.
 
+        With ``per_loop=True`` it is the one of the event loop that runs.
+
         :raises ConfigurationError: the driver is missing, or refuses an option.
+        :raises WrongEventLoopError: it is in use in another loop, which is open.
+        :raises DatabaseShutdownError: it was shut down.
         """
-        engine = self._engine
-        return self._make_engine() if engine is None else engine
+        return self._here().engine
 
     @property
     def is_started(self) -> bool:
         """Tell whether the engine was made."""
-        return self._engine is not None
+        return bool(self._all)
+
+    @property
+    def per_loop(self) -> bool:
+        """Tell whether each event loop has a pool of its own."""
+        return self._source.per_loop
 
     @property
     def limitations(self) -> tuple[str, ...]:
         """Return what the promises cannot cover on this engine, in words; usually nothing."""
-        self._make_engine()
+        self._here()
         return self._limits
 
     @property
@@ -112,17 +163,40 @@ class AsyncDatabase:
         """Return the gate before the pool; None where the pool has no limit that is known."""
         return self._on(DEFAULT).holders
 
-    def _make_engine(self) -> AsyncEngine:
+    def _here(self) -> _Made:
+        """Return what was made for the loop that runs."""
+        made = self._made
+        return made if made is not None and made.loop is async_home() else self._find()
+
+    def _find(self) -> _Made:
+        loop = async_home()
+        if self._shut and async_ambient.find(self) is None and not is_gathered(self):
+            raise shutdown_error(self.name)
         with self._lock:
-            if self._engine is None:
-                engine = async_engine_of(self._source) or self._create({})
-                core = unwrap_async_engine(engine)
-                self._limits = prepare(core, self._source, async_begin)
-                holders = self._source.holders(core, async_wait_at_gate)
-                self._usual = self._variant(engine, holders, DEFAULT)
-                self._variants = {DEFAULT: self._usual}
-                self._engine = engine
-            return self._engine
+            drop_closed(self._all)
+            key = loop if self._source.per_loop else None
+            if key not in self._all:
+                self._all[key] = self._make()
+            made = self._all[key]
+            settle(made, loop)
+            self._made = None if self._shut else made
+            return made
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: no loop, lock or connection of the parent is used."""
+        self._lock = Lock()
+        self._made = None
+        if self._source.per_loop:
+            self._all = {}
+        for made in self._all.values():
+            made.loop = None
+
+    def _make(self) -> _Made:
+        engine = async_engine_of(self._source) or self._create({})
+        core = unwrap_async_engine(engine)
+        self._limits = prepare(core, self._source, async_begin)
+        holders = self._source.holders(core, async_wait_at_gate)
+        return _Made(engine, self._variant(engine, holders, DEFAULT))
 
     def _create(self, more: Mapping[str, object]) -> AsyncEngine:
         with making_engine(self._source):
@@ -135,43 +209,49 @@ class AsyncDatabase:
         return _Variant(engine, holders, limiter_of(dialect, terms), begin_hook(dialect, terms))
 
     def _on(self, terms: Terms) -> _Variant:
-        found = self._usual if terms is DEFAULT else self._variants.get(terms)
-        if found is not None:
-            return found
+        if terms is DEFAULT:
+            return self._here().usual
         # What cannot be had is refused before anything is made.
         options = execution_options(self._source.dialect, terms)
-        engine = self.engine
+        made = self._here()
+        found = made.variants.get(terms)
+        if found is not None:
+            return found
         with self._lock:
-            if terms not in self._variants:
-                self._variants[terms] = self._make_variant(engine, terms, options)
-            return self._variants[terms]
+            if terms not in made.variants:
+                made.variants[terms] = self._make_variant(made, terms, options)
+            return made.variants[terms]
 
-    def _make_variant(
-        self, engine: AsyncEngine, terms: Terms, options: Mapping[str, object]
-    ) -> _Variant:
+    def _make_variant(self, made: _Made, terms: Terms, options: Mapping[str, object]) -> _Variant:
         dialect = self._source.dialect
         if not needs_reader_pool(dialect, terms):
-            told = engine.execution_options(**options)
-            return self._variant(told, self._variants[DEFAULT].holders, terms)
+            told = made.engine.execution_options(**options)
+            return self._variant(told, made.usual.holders, terms)
         # Readers without a transaction share one pool, whatever else their terms are.
-        if READERS not in self._variants:
+        if READERS not in made.variants:
             refuse_reader(self._source)
             reader = self._create(self._source.reader_options(dialect))
             core = unwrap_async_engine(reader)
             prepare(core, self._source, async_begin)
             make_reader(core, dialect)
+            links_of(core).settle(made.loop)
             holders = self._source.holders(core, async_wait_at_gate)
-            self._variants[READERS] = self._variant(reader, holders, READERS)
-        return self._variants[READERS]
+            made.variants[READERS] = self._variant(reader, holders, READERS)
+        return made.variants[READERS]
 
     def new_session(self, state: SessionState) -> AsyncSession:
         """Return a session for that state; nothing is sent.
 
         :raises ConfigurationError: the database system cannot give what the state asks for.
         """
-        state.database = self
+        loop, made = async_home(), self._made
+        state.database, state.loop = self, loop
         config, dialect = state.config, self._source.dialect
-        engine, state.holders, state.limiter, on_begin = self._on(state.terms)
+        if made is not None and made.loop is loop and state.terms is DEFAULT:
+            variant = made.usual
+        else:
+            variant = self._on(state.terms)
+        engine, state.holders, state.limiter, on_begin = variant
         state.engine = engine
         if config.statement_timeout is not None:
             check_statement_timeout(dialect, state.terms, config.statement_timeout)
@@ -229,10 +309,43 @@ class AsyncDatabase:
         A later use opens it again.  The private file behind a database in memory is removed.
         """
         await async_wait_for_exits(_LAST_EXITS)
-        with self._lock:
-            pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
-            self._engine, self._usual, self._variants = None, None, {}
-        for engine in pools:
-            await async_drop_connects(unwrap_async_engine(engine).pool)
-            await engine.dispose()
+        for engine in self.take_engines():
+            await async_dispose_engine(engine)
         self._source.remove_private_file()
+
+    def take_engines(self) -> list[AsyncEngine]:
+        """Return the engines, which the caller is to dispose of; a later use makes others."""
+        with self._lock:
+            engines = [engine for made in self._all.values() for engine in made.engines()]
+            self._made, self._all = None, {}
+        return engines
+
+    def refuse_new(self) -> None:
+        """Open no session any more, except inside of a scope that is open."""
+        with self._lock:
+            self._shut, self._made = True, None
+
+    async def shutdown(self, *, timeout: float = SHUTDOWN_TIMEOUT) -> tuple[Straggler, ...]:
+        """Open no new sessions, wait for those that are open, end the others, and close the pool.
+
+        What is opened inside of an open scope still works.  After ``timeout`` seconds the sessions
+        that are left are rolled back; they are returned, and logged as a warning.  A caller that is
+        cancelled ends them at once.  A second call does no harm; the database stays shut.
+
+        :raises PropagationError: the caller is inside of a scope of this database.
+        :raises ConfigurationError: ``timeout`` is no number of seconds.
+        """
+        check_timeout(timeout)
+        refuse_inside(self.name, async_ambient.find(self))
+        self.refuse_new()
+        stragglers: tuple[Straggler, ...] = ()
+        try:
+            await async_wait_until_idle((self,), timeout)
+        finally:
+            stragglers = await async_to_its_end(self._finish)
+        return stragglers
+
+    async def _finish(self) -> tuple[Straggler, ...]:
+        stragglers = await async_end_stragglers(self)
+        await self.dispose()
+        return stragglers

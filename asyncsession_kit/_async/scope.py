@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from functools import partial
 from types import TracebackType
@@ -12,7 +11,14 @@ from sqlalchemy.orm import SessionTransaction
 
 from .._ambient import async_ambient
 from .._callsite import describe
-from .._concurrency import async_carry, async_run_core, is_carried, logger, thread_id
+from .._concurrency import (
+    async_carry,
+    async_run_core,
+    async_was_stopped,
+    is_carried,
+    logger,
+    thread_id,
+)
 from .._deadline import Deadline
 from .._hooks import async_run_at_end, async_run_before_commit
 from .._outcome import Outcome
@@ -40,7 +46,12 @@ from .._session_worlds import async_commit_session, async_run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import AsyncSession
-from ..errors import PropagationError, UncommittedWorkWarning, UnexpectedRollbackError
+from ..errors import (
+    PropagationError,
+    SessionError,
+    UncommittedWorkWarning,
+    UnexpectedRollbackError,
+)
 
 if TYPE_CHECKING:
     from .database import AsyncDatabase
@@ -60,7 +71,6 @@ class AsyncSessionScope:
 
     __slots__ = (
         "_around",
-        "_began",
         "_core",
         "_database",
         "_decision",
@@ -88,7 +98,6 @@ class AsyncSessionScope:
         self._given = session
         self._given_up = False
         self._around: Deadline | None = None
-        self._began = 0.0
         self._decision = Decision.OPEN
         self._savepoint: SessionTransaction | None = None
         self._session: AsyncSession | None = None
@@ -286,7 +295,6 @@ class AsyncSessionScope:
     def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
-        self._began = time.monotonic()
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
@@ -326,12 +334,13 @@ class AsyncSessionScope:
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
         done = False
-        stolen = adopted_error(state) if state.adopted and exc is None else None
+        taken = state.adopted or state.reason is not None
+        stolen = _taken_error(state, exc) if taken else None
         if stolen is not None:
             exc, kept = stolen, False
+        # Whoever leaves is entitled to: a generator may be finalised in another task.
+        state.take_over()
         try:
-            # Whoever leaves is entitled to: a generator may be finalised in another task.
-            state.take_over()
             state.joined = 0
             if core.kit_is_untouched():
                 core.close()
@@ -498,10 +507,17 @@ class AsyncSessionScope:
         self._ending = state.outcome or untouched
         state.owner = None
         if is_logged(state.config):
-            log_end(state.config, self._told_name, self._ending, state.commits, self._began)
+            log_end(state.config, self._told_name, self._ending, state.commits, state.since)
         self._forget()
 
     def _forget(self) -> None:
         self.is_open = False
         self._session = self._core = None
         async_ambient.pop(self)
+
+
+def _taken_error(state: SessionState, exc: BaseException | None) -> SessionError | None:
+    """Return what a scope raises whose session somebody else has ended, or has taken over."""
+    if state.reason is not None and (exc is None or async_was_stopped(state.stopped, exc)):
+        return state.closed_error()
+    return adopted_error(state) if state.adopted and exc is None else None

@@ -24,8 +24,10 @@ from asyncsession_kit import (
     SessionConfig,
     SessionError,
     SessionScope,
+    Straggler,
     async_dispose_database,
     async_session_scope,
+    async_shutdown_database,
     async_with_session,
     configure_session,
     current_async_session,
@@ -38,6 +40,7 @@ from asyncsession_kit import (
     get_session_config,
     session_scope,
     setup_database_connection,
+    shutdown_database,
     with_session,
 )
 
@@ -103,6 +106,10 @@ def set_up() -> None:
 
 async def dispose() -> None:
     """Give them up."""
+    assert_type(await async_shutdown_database("reports", timeout=5), tuple[Straggler, ...])
+    assert_type(shutdown_database("reports"), tuple[Straggler, ...])
+    assert_type(await AsyncDatabase("sqlite://").shutdown(timeout=0.5), tuple[Straggler, ...])
+    assert_type(Database("sqlite://").shutdown(), tuple[Straggler, ...])
     assert_type(await async_dispose_database("reports"), None)
     assert_type(dispose_database("reports"), None)
 

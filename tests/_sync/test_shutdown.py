@@ -1,0 +1,226 @@
+# Generated from _async/test_shutdown.py by asyncsession_kit._tools.unasync; do not edit.
+"""Shutting a database down, in both worlds."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.pool import NullPool
+
+from asyncsession_kit import (
+    ConfigurationError,
+    Database,
+    DatabaseShutdownError,
+    Outcome,
+    PropagationError,
+    SessionClosedError,
+)
+from tests.support.elsewhere import beside, pause
+from tests.support.fixtures import PgDatabase
+from tests.support.models import Account
+
+
+def names(db: Database) -> list[str]:
+    """Return what is stored, by way of another database on the same URL."""
+    url = db.engine.url
+    return names_at(url)
+
+
+def names_at(url: Any) -> list[str]:
+    """Return what is stored there."""
+    other = Database(url)
+    with other.session_scope(read_only=True) as session:
+        found = list(session.scalars(select(Account.name).order_by(Account.id)))
+    other.dispose()
+    return found
+
+
+def test_a_database_that_was_shut_down_opens_nothing(db: Database) -> None:
+    """Scopes, sessions and the engine are refused, and the error says what to do."""
+    assert db.shutdown() == ()
+    with pytest.raises(DatabaseShutdownError, match=r"was shut down .* setup_database_connection"):
+        with db.session_scope():
+            pass
+    with pytest.raises(DatabaseShutdownError):
+        db.get_session()
+    with pytest.raises(DatabaseShutdownError):
+        _ = db.engine
+    assert db.shutdown() == ()
+    assert not db.is_started
+
+
+def test_an_open_scope_may_finish(db: Database) -> None:
+    """It is waited for, and what it opens inside still works; others are refused meanwhile."""
+    url = db.engine.url
+
+    def work() -> None:
+        with db.session_scope() as session:
+            session.add(Account(name="outer"))
+            pause(0.3)
+            with db.session_scope() as joined, db.session_scope(propagation="nested"):
+                joined.add(Account(name="joined"))
+            if url.get_backend_name() != "sqlite":
+                with db.session_scope(propagation="new") as new:
+                    new.add(Account(name="new"))
+
+    done = beside(work)
+    pause(0.1)
+    assert db.shutdown(timeout=20) == ()
+    done()
+    expected = (
+        ["joined", "outer"] if url.get_backend_name() == "sqlite" else ["joined", "new", "outer"]
+    )
+    assert sorted(names_at(url)) == expected
+
+
+def test_a_straggler_is_rolled_back_and_told_of(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is listed with where it was opened, and neither commits nor is used any more."""
+    url = db.engine.url
+    seen: list[Any] = []
+
+    def work() -> None:
+        scope = db.session_scope(name="slow")
+        with pytest.raises(SessionClosedError, match="the database 'default' was shut down"):
+            with scope as session:
+                session.add(Account(name="lost"))
+                session.flush()
+                pause(0.5)
+                try:
+                    session.execute(text("SELECT 1"))
+                except SessionClosedError as error:
+                    seen.append(error)
+        seen.append(scope.outcome)
+
+    done = beside(work)
+    pause(0.15)
+    with caplog.at_level(logging.WARNING, "asyncsession_kit"):
+        (straggler,) = db.shutdown(timeout=0.05)
+    done()
+    assert "test_shutdown.py" in straggler.opened_at
+    assert straggler.age > 0.05
+    assert straggler.owner in str(straggler)
+    assert "1 session(s) still open" in caplog.text
+    assert straggler.opened_at in caplog.text
+    assert "was shut down" in str(seen[0])
+    assert seen[1] is Outcome.ROLLED_BACK
+    assert names_at(url) == []
+
+
+def test_a_straggler_that_never_reached_the_database_is_not_reported_committed(
+    db: Database,
+) -> None:
+    """Its scope raises when it is left, because what it did is not stored."""
+    url = db.engine.url
+    scope = db.session_scope()
+
+    def work() -> None:
+        with pytest.raises(SessionClosedError, match="was shut down"):
+            with scope as session:
+                session.add(Account(name="lost"))
+                pause(0.4)
+
+    done = beside(work)
+    pause(0.1)
+    assert len(db.shutdown(timeout=0)) == 1
+    done()
+    assert scope.outcome is Outcome.ROLLED_BACK
+    assert names_at(url) == []
+
+
+def test_a_straggler_in_a_statement_is_stopped(pg_db: Database) -> None:
+    """The server is told to stop as well, and the scope ends with a clear error."""
+    url = pg_db.engine.url
+    scope = pg_db.session_scope()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with scope as session:
+                session.add(Account(name="lost"))
+                session.execute(text("SELECT pg_sleep(30)"))
+        except Exception as error:
+            errors.append(error)
+
+    done = beside(work)
+    pause(0.3)
+    assert len(pg_db.shutdown(timeout=0.05)) == 1
+    done()
+    assert len(errors) == 1
+    assert scope.outcome is Outcome.ROLLED_BACK
+    assert names_at(url) == []
+
+
+def test_sessions_without_a_gate_are_known(pg_database: PgDatabase, pg_db: Any) -> None:
+    """A pool without a limit of its own makes no difference, nor does a session without a scope."""
+    db = Database(pg_database.url, poolclass=NullPool)
+
+    def work() -> None:
+        session = db.get_session()
+        session.add(Account(name="lost"))
+        session.flush()
+        pause(0.4)
+        with pytest.raises(SessionClosedError, match="was shut down"):
+            session.commit()
+        session.close()
+
+    done = beside(work)
+    pause(0.2)
+    assert len(db.shutdown(timeout=0)) == 1
+    done()
+    assert names_at(pg_database.url) == []
+
+
+def test_what_the_caller_left_open_is_ended_at_once(db: Database) -> None:
+    """Its own sessions could not end while it waits; one that holds nothing is not told of."""
+    session, idle = db.get_session(), db.get_session()
+    session.add(Account(name="lost"))
+    session.flush()
+    url = db.engine.url
+    assert len(db.shutdown(timeout=30)) == 1
+    for closed in (session, idle):
+        with pytest.raises(SessionClosedError, match="was shut down"):
+            closed.execute(text("SELECT 1"))
+        closed.close()
+    assert names_at(url) == []
+
+
+def test_a_scope_cannot_shut_its_own_database_down(sqlite_db: Database) -> None:
+    """It would wait for itself; nothing has changed after the refusal."""
+    with sqlite_db.session_scope() as session:
+        with pytest.raises(PropagationError, match="leave the scope first"):
+            sqlite_db.shutdown()
+        session.add(Account(name="kept"))
+    assert names(sqlite_db) == ["kept"]
+
+
+@pytest.mark.parametrize("timeout", [-1, "5", None, float("inf"), float("nan"), True])
+def test_the_timeout_is_a_number_of_seconds(timeout: Any, sqlite_db: Database) -> None:
+    """Anything else is refused before the doors close."""
+    with pytest.raises(ConfigurationError, match="0 or more"):
+        sqlite_db.shutdown(timeout=timeout)
+    assert names(sqlite_db) == []
+
+
+def test_many_scopes_are_waited_for_together(pg_db: Database) -> None:
+    """None of them is lost, however they are spread over the time."""
+    url = pg_db.engine.url
+
+    def work(number: int) -> None:
+        with pg_db.session_scope() as session:
+            session.add(Account(name=f"account {number}"))
+            pause(0.1 + number / 50)
+
+    works = []
+    for number in range(8):
+        works.append(beside(partial(work, number)))
+    pause(0.05)
+    assert pg_db.shutdown(timeout=20) == ()
+    for done in works:
+        done()
+    assert len(names_at(url)) == 8
