@@ -51,6 +51,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["NullPool", dict, None, StaticPool, SingletonThreadPool],
     ),
     "startup_timeout": ([0.5, 30], [0, -1, "5", True, None]),
+    "per_loop": SWITCH,
     "busy_timeout": ([0.5, 5, LONGEST], [0, -1, LONGEST + 1, float("inf"), "5", True, None]),
     "connect_args": ([{}, {"timeout": 3}, {"autocommit": False}], [*MAPPING[1], {"autocommit": 1}]),
     "echo": ECHO,
