@@ -171,6 +171,29 @@ def pause_anywhere(seconds: float) -> None:
         time.sleep(seconds)
 
 
+@contextmanager
+def alarm(seconds: float, ring: Callable[[], object]) -> Iterator[None]:
+    """Call ``ring`` once a block has lasted that long: from the loop of a task, or from a thread.
+
+    When the block is left it has been called, or never will be.
+    """
+    if in_greenlet():
+        handle = asyncio.get_running_loop().call_later(seconds, ring)
+        try:
+            yield
+        finally:
+            handle.cancel()
+        return
+    timer = threading.Timer(seconds, ring)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 # --- several at once ------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
 from ._holders import Holders, Wait, watch_pool
 from ._limits import watch_limits
+from ._liveness import PING_AFTER, watch_liveness
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms
@@ -46,6 +47,7 @@ class EngineOptions(TypedDict, total=False):
     poolclass: type[Pool]
     busy_timeout: float
     startup_timeout: float
+    ping_after: float | None
     connect_args: Mapping[str, object]
     echo: bool | Literal["debug"]
     echo_pool: bool | Literal["debug"]
@@ -100,6 +102,10 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
         "poolclass": ("a Pool class", _is_pool_class),
         "busy_timeout": _SECONDS,
         "startup_timeout": _SECONDS,
+        "ping_after": (
+            "seconds above 0, or None for never",
+            lambda value: value is None or is_duration(value),
+        ),
         "connect_args": _MAPPING,
         "echo": _ECHO,
         "echo_pool": _ECHO,
@@ -120,7 +126,9 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
 )
 
 # What create_engine() does not know.
-_OURS_ALONE = ("busy_timeout", "startup_timeout")
+_OURS_ALONE = ("busy_timeout", "startup_timeout", "ping_after")
+# What need not be said where an engine is made.
+_OF_ANY_ENGINE = frozenset({"ping_after"})
 # These may hold a password, so that no error shows their value.
 _SECRET = frozenset({"connect_args"})
 
@@ -194,9 +202,10 @@ class EngineSource:
         self.dialect = _DIALECTS.get(self.url.get_backend_name(), self.url.get_backend_name())
 
     def _take(self, engine: Engine | AsyncEngine) -> URL:
-        if self.options:
+        refused = [name for name in self.options if name not in _OF_ANY_ENGINE]
+        if refused:
             raise ConfigurationError(
-                f"{', '.join(self.options)} cannot be set on an engine that was handed over;"
+                f"{', '.join(refused)} cannot be set on an engine that was handed over;"
                 " set it where the engine is made"
             )
         check_handed_over(engine)
@@ -356,6 +365,8 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_errors(engine)
     watch_pool(engine)
     limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
+    if not watch_liveness(engine, source.options.get("ping_after", PING_AFTER)):
+        limits += (_UNWATCHED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
         _sqlite.install(engine, source.options.get("busy_timeout", _sqlite.BUSY_TIMEOUT), begin)
     elif source.dialect == "mysql":
@@ -388,6 +399,10 @@ def _refuse_unmarked(dbapi_connection: Any, record: ConnectionPoolEntry, proxy: 
 _UNGUARDED = (
     "the driver {} does not tell whether a connection is inside a transaction, so that this is not"
     " checked when one comes back"
+)
+_UNWATCHED = (
+    "the driver {} does not tell whether a connection was closed while it was idle, which its next"
+    " user finds out by an error; give its engine pool_pre_ping=True"
 )
 
 

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [NullPool, QueuePool, AssertionPool],
         ["NullPool", dict, None, StaticPool, SingletonThreadPool],
     ),
+    "ping_after": ([0.5, 30, None], [0, -1, LONGEST + 1, "30", True]),
     "startup_timeout": ([0.5, 30], [0, -1, "5", True, None]),
     "busy_timeout": ([0.5, 5, LONGEST], [0, -1, LONGEST + 1, float("inf"), "5", True, None]),
     "connect_args": ([{}, {"timeout": 3}, {"autocommit": False}], [*MAPPING[1], {"autocommit": 1}]),
@@ -125,7 +126,7 @@ def test_an_unknown_option_is_refused_with_a_hint() -> None:
     assert message.endswith("For anything else make the engine yourself and hand it over")
 
 
-@pytest.mark.parametrize("name", ["creator", "module", "ping_after", "replicas", "future"])
+@pytest.mark.parametrize("name", ["creator", "module", "replicas", "future"])
 def test_what_is_not_available_is_refused(name: str) -> None:
     """An option that would be ignored, or that takes the engine out of our hands, is refused."""
     with pytest.raises(ConfigurationError, match=f"unknown engine option '{name}'"):

@@ -31,6 +31,8 @@ ORDER = [
     "_classify",
     "_translate",
     "_drivers",
+    "_sockets",
+    "_liveness",
     "_doom",
     "_injection",
     "_unit",
