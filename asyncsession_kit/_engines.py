@@ -364,7 +364,7 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_limits(engine)
     watch_errors(engine)
     watch_pool(engine)
-    limits = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
+    limits: tuple[str, ...] = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if not watch_liveness(engine, source.options.get("ping_after", PING_AFTER)):
         limits += (_UNWATCHED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
