@@ -22,6 +22,7 @@ from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
 from ._holders import Holders, Wait, watch_pool
+from ._keepalive import watch_links
 from ._limits import watch_limits
 from ._liveness import PING_AFTER, watch_liveness
 from ._session import OnBegin
@@ -364,6 +365,8 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_limits(engine)
     watch_errors(engine)
     watch_pool(engine)
+    # The parameters of an engine that was handed over were for its driver.
+    watch_links(engine, source.url.query if source.engine is None else {})
     limits: tuple[str, ...] = () if guard_checkin(engine) else (_UNGUARDED.format(engine.driver),)
     if not watch_liveness(engine, source.options.get("ping_after", PING_AFTER)):
         limits += (_UNWATCHED.format(engine.driver),)

@@ -32,6 +32,7 @@ ORDER = [
     "_translate",
     "_drivers",
     "_sockets",
+    "_keepalive",
     "_liveness",
     "_doom",
     "_injection",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.orm import Session
 
 from asyncsession_kit import AsyncDatabase, Database
@@ -99,14 +99,18 @@ def _server_of(kind: str, request: pytest.FixtureRequest) -> PgDatabase | MariaD
 
 @asynccontextmanager
 async def open_link(
-    kind: str, request: pytest.FixtureRequest, **options: Any
+    kind: str,
+    request: pytest.FixtureRequest,
+    *,
+    query: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> AsyncIterator[OneLink]:
     """Open a database of one connection, which is made with the first scope."""
     world, drivername = kind.split()
     options = {"pool_size": 1, "max_overflow": 0, **options}
     server = _server_of(kind, request)
     with ThreadedFaultProxy(server.url) as proxy:
-        url = server.url_for(drivername, port=proxy.port)
+        url = make_url(server.url_for(drivername, port=proxy.port)).set(query=query or {})
         db = Database(url, **options) if world == "sync" else AsyncDatabase(url, **options)
         try:
             yield OneLink(db, proxy, server)
