@@ -12,7 +12,6 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.orm import Session
 
 from asyncsession_kit import AsyncDatabase, Database
-from asyncsession_kit._concurrency import async_run_core
 from asyncsession_kit._sockets import QUIET, SOCKETS, look
 from asyncsession_kit.testing import ThreadedFaultProxy
 
@@ -53,7 +52,7 @@ class OneLink:
             with self.db.session_scope(**options) as session:
                 return work(session)
         async with self.db.session_scope(**options) as async_session:
-            return await async_run_core(async_session, work)
+            return await async_session.run_sync(work)
 
     async def backend(self, **options: Any) -> int:
         """Return what the server calls the connection, asked in a scope."""
