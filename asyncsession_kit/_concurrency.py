@@ -440,6 +440,41 @@ def _hidden_from_anyio() -> Iterator[None]:
         yield
 
 
+def apart(call: Callable[[], object], seconds: float) -> None:
+    """Make a call on the way out, ``seconds`` at the longest; its errors are logged.
+
+    A task makes it in one of its own, which another cancellation does not reach; a thread here, for
+    as long as it takes.
+
+    :raises asyncio.CancelledError: the caller was cancelled meanwhile; the call has ended by then.
+    """
+    if in_greenlet():
+        await_only(_apart(call, seconds))
+        return
+    try:
+        call()
+    except Exception as error:
+        _log_failed(error)
+
+
+async def _apart(call: Callable[[], object], seconds: float) -> None:
+    task = asyncio.ensure_future(greenlet_spawn(call))
+    deadline = task.get_loop().time() + seconds
+    try:
+        await _wait(task, seconds)
+    except asyncio.CancelledError:
+        await _settle(task, deadline - task.get_loop().time())
+        raise
+    finally:
+        await _settle(task, 0)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            _log_failed(error)
+
+
+def _log_failed(error: BaseException) -> None:
+    logger.warning("a call on the way out failed: %s", type(error).__name__)
+
+
 def _log_unseen(task: Task) -> None:
     """Log an error that nobody will be told of, because the caller is being cancelled."""
     if not task.done():

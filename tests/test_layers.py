@@ -54,6 +54,7 @@ ORDER = [
     "_retry",
     "_writer_queue",
     "_sqlite",
+    "_kill",
     "_mysql",
     "_engines",
     "_async",
