@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from asyncsession_kit import AsyncDatabase, ConnectionLostError, Database, TransactionTimeoutError
+from asyncsession_kit import (
+    AsyncDatabase,
+    ConnectionLostError,
+    Database,
+    RetryPolicy,
+    TransactionTimeoutError,
+    _liveness,
+    async_with_retry,
+)
 from asyncsession_kit._kill import is_same
-from tests.support.fixtures import MariaDatabase
+from tests.support.fixtures import MariaDatabase, skip
 from tests.support.links import MARIA, POSTGRES, open_link
+from tests.support.machine import Unavailable
+from tests.support.postgres import PostgresCluster
 
 ASYNC = [kind for kind in (*POSTGRES, *MARIA) if kind.startswith("async")]
 
@@ -221,3 +232,149 @@ def test_a_connection_is_known_by_its_port(
 ) -> None:
     """One of the file system's sockets has none, nor has its entry in the server's list."""
     assert is_same(rows, port) is expected
+
+
+# --- servers that restart -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[PostgresCluster]:
+    """A server of its own, which may go down without harm to other tests."""
+    try:
+        cluster = PostgresCluster()
+        cluster.start()
+    except Unavailable as error:
+        skip(str(error))
+    with cluster:
+        with cluster.view() as view:
+            view.execute("CREATE TABLE work (name text PRIMARY KEY)")
+        yield cluster
+
+
+def restart_fast(cluster: PostgresCluster) -> None:
+    """Restart: each client is told goodbye."""
+    cluster.restart("fast")
+
+
+def restart_immediate(cluster: PostgresCluster) -> None:
+    """Restart without a checkpoint, as after a crash."""
+    cluster.restart("immediate")
+
+
+def kill_all(cluster: PostgresCluster) -> None:
+    """Kill the whole server, and start it again."""
+    cluster.kill9()
+    cluster.start()
+
+
+def kill_a_backend(cluster: PostgresCluster) -> None:
+    """Kill one process of the server, which then ends all the others and recovers by itself."""
+    with cluster.view() as view:
+        pid = view.value("SELECT pg_backend_pid()")
+        cluster.kill9(pid)
+
+
+def terminate_all(cluster: PostgresCluster) -> None:
+    """End each connection, as an administrator does."""
+    with cluster.view() as view:
+        view.rows(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+
+
+FAULTS = [restart_fast, restart_immediate, kill_all, kill_a_backend, terminate_all]
+INSERT = text("INSERT INTO work VALUES (:name)")
+
+
+async def fifty(db: AsyncDatabase | Database, name: str) -> list[BaseException]:
+    """Let 50 tasks, or threads, store a row each; return the errors."""
+
+    async def one(number: int) -> None:
+        assert isinstance(db, AsyncDatabase)
+        async with db.session_scope() as session:
+            await session.execute(INSERT, {"name": f"{name} {number}"})
+
+    def one_in_thread(number: int) -> None:
+        assert isinstance(db, Database)
+        with db.session_scope() as session:
+            session.execute(INSERT, {"name": f"{name} {number}"})
+
+    if isinstance(db, Database):
+        calls = [asyncio.to_thread(one_in_thread, number) for number in range(50)]
+    else:
+        calls = [one(number) for number in range(50)]
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    return [error for error in ended if error is not None]
+
+
+async def after_fault(
+    kind: str, fault: Callable[[PostgresCluster], None], cluster: PostgresCluster
+) -> tuple[list[BaseException], int]:
+    """Return what goes wrong for 50 after a fault that hit an idle pool, and what is stored."""
+    with cluster.view() as view:
+        view.execute("TRUNCATE work")
+    world, drivername = kind.split()
+    options: dict[str, int] = {"pool_size": 10, "max_overflow": 0}
+    url = cluster.url(drivername=drivername)
+    db = Database(url, **options) if world == "sync" else AsyncDatabase(url, **options)  # type: ignore[arg-type]
+    assert await fifty(db, "before") == []
+    # Blocking, so that the event loop has seen nothing of it when the 50 begin.
+    fault(cluster)
+    errors = await fifty(db, "after")
+    if isinstance(db, Database):
+        db.dispose()
+    else:
+        await db.dispose()
+    with cluster.view() as view:
+        return errors, view.value("SELECT count(*) FROM work WHERE name LIKE %s", "after%")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", POSTGRES)
+async def test_an_idle_pool_outlives_its_server(
+    kind: str, fault: Callable[[PostgresCluster], None], cluster: PostgresCluster
+) -> None:
+    """Whatever ended the connections while nobody used them, the next 50 see no error."""
+    assert await after_fault(kind, fault, cluster) == ([], 50)
+
+
+@pytest.mark.parametrize("kind", POSTGRES)
+async def test_without_the_look_the_next_users_notice(
+    kind: str, cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof by its absence: with the look switched off, scopes fail after the same restart."""
+    monkeypatch.setattr(_liveness, "is_dead", lambda *arguments, **options: False)
+    errors, stored = await after_fault(kind, restart_fast, cluster)
+    assert errors
+    assert stored == 50 - len(errors)
+
+
+@pytest.mark.parametrize("kind", [POSTGRES[0], POSTGRES[1]])
+async def test_connections_ended_under_load_lose_nothing(
+    kind: str, cluster: PostgresCluster
+) -> None:
+    """While an administrator ends connections again and again, each unit is stored exactly once."""
+    with cluster.view() as view:
+        view.execute("TRUNCATE work")
+    db = AsyncDatabase(cluster.url(drivername=kind.split()[1]), pool_size=5, max_overflow=0)
+    policy = RetryPolicy(attempts=50, delay=0.01, max_delay=0.1, commit_check="xid")
+
+    async def unit(name: str) -> None:
+        async with db.session_scope() as session:
+            await session.execute(INSERT, {"name": name})
+            await session.execute(text("SELECT pg_sleep(0.005)"))
+
+    async def worker(number: int) -> None:
+        for count in range(10):
+            await async_with_retry(unit, f"{number} {count}", policy=policy)
+
+    workers = [asyncio.create_task(worker(number)) for number in range(10)]
+    while not all(task.done() for task in workers):
+        await asyncio.to_thread(terminate_all, cluster)
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*workers)
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await db.dispose()
+    with cluster.view() as view:
+        assert view.value("SELECT count(*) FROM work") == 100
