@@ -25,6 +25,7 @@ from ._holders import Holders, Wait, watch_pool
 from ._keepalive import watch_links
 from ._limits import watch_limits
 from ._liveness import PING_AFTER, watch_liveness
+from ._pgbouncer import check_pooled, pooled_arguments, refuse_alone
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms
@@ -49,6 +50,7 @@ class EngineOptions(TypedDict, total=False):
     busy_timeout: float
     startup_timeout: float
     ping_after: float | None
+    pgbouncer: bool
     connect_args: Mapping[str, object]
     echo: bool | Literal["debug"]
     echo_pool: bool | Literal["debug"]
@@ -107,6 +109,7 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
             "seconds above 0, or None for never",
             lambda value: value is None or is_duration(value),
         ),
+        "pgbouncer": _BOOL,
         "connect_args": _MAPPING,
         "echo": _ECHO,
         "echo_pool": _ECHO,
@@ -127,7 +130,7 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
 )
 
 # What create_engine() does not know.
-_OURS_ALONE = ("busy_timeout", "startup_timeout", "ping_after")
+_OURS_ALONE = ("busy_timeout", "startup_timeout", "ping_after", "pgbouncer")
 # What need not be said where an engine is made.
 _OF_ANY_ENGINE = frozenset({"ping_after"})
 # These may hold a password, so that no error shows their value.
@@ -201,6 +204,9 @@ class EngineSource:
             url, self._memory = _sqlite.on_file(parse_url(given))
             self.url = parse_url(url)
         self.dialect = _DIALECTS.get(self.url.get_backend_name(), self.url.get_backend_name())
+        self.is_pooled: bool = self.options.get("pgbouncer", False)
+        if self.is_pooled:
+            check_pooled(self.dialect, self.url)
 
     def _take(self, engine: Engine | AsyncEngine) -> URL:
         refused = [name for name in self.options if name not in _OF_ANY_ENGINE]
@@ -226,6 +232,8 @@ class EngineSource:
         for name in _OURS_ALONE:
             options.pop(name, None)
         ours = CONNECT_ARGUMENTS if target.driver == "aiosqlite" else {}
+        if self.is_pooled:
+            ours = pooled_arguments(target.driver)
         connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
 
@@ -493,8 +501,9 @@ def _drop_if_switched(dbapi_connection: Any, record: ConnectionPoolEntry) -> Non
 def refuse_reader(source: EngineSource) -> None:
     """Refuse to read outside of a transaction where the connections cannot be made for it.
 
-    :raises ConfigurationError: the engine is one of the application.
+    :raises ConfigurationError: the engine is one of the application, or behind a PgBouncer.
     """
+    refuse_alone(source.is_pooled)
     if source.engine is not None:
         raise ConfigurationError(
             "read_only=True without a transaction needs connections of its own, and this engine was"

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [NullPool, QueuePool, AssertionPool],
         ["NullPool", dict, None, StaticPool, SingletonThreadPool],
     ),
+    "pgbouncer": SWITCH,
     "ping_after": ([0.5, 30, None], [0, -1, LONGEST + 1, "30", True]),
     "startup_timeout": ([0.5, 30], [0, -1, "5", True, None]),
     "busy_timeout": ([0.5, 5, LONGEST], [0, -1, LONGEST + 1, float("inf"), "5", True, None]),
@@ -93,8 +94,9 @@ def test_every_option_is_tried_below() -> None:
 def test_a_good_value_is_taken(name: str, value: Any) -> None:
     """What the check lets through makes an engine, unless it is for the other world."""
     check_options({name: value})
-    Database("sqlite://", **{name: value})
-    AsyncDatabase("sqlite://", **{name: value})
+    url = "postgresql://h/d" if name == "pgbouncer" else "sqlite://"
+    Database(url, **{name: value})
+    AsyncDatabase(url, **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), each(1))

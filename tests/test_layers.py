@@ -56,6 +56,7 @@ ORDER = [
     "_sqlite",
     "_kill",
     "_mysql",
+    "_pgbouncer",
     "_engines",
     "_async",
     "_async.gate",
