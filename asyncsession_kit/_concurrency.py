@@ -259,6 +259,29 @@ def pause_anywhere(seconds: float) -> None:
         time.sleep(seconds)
 
 
+@contextmanager
+def alarm(seconds: float, ring: Callable[[], object]) -> Iterator[None]:
+    """Call ``ring`` once a block has lasted that long: from the loop of a task, or from a thread.
+
+    When the block is left it has been called, or never will be.
+    """
+    if in_greenlet():
+        handle = asyncio.get_running_loop().call_later(seconds, ring)
+        try:
+            yield
+        finally:
+            handle.cancel()
+        return
+    timer = threading.Timer(seconds, ring)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 # --- several at once ------------------------------------------------------------------------------
 
 
@@ -503,6 +526,41 @@ def _hidden_from_anyio() -> Iterator[None]:
         return
     with anyio.CancelScope(shield=True):
         yield
+
+
+def apart(call: Callable[[], object], seconds: float) -> None:
+    """Make a call on the way out, ``seconds`` at the longest; its errors are logged.
+
+    A task makes it in one of its own, which another cancellation does not reach; a thread here, for
+    as long as it takes.
+
+    :raises asyncio.CancelledError: the caller was cancelled meanwhile; the call has ended by then.
+    """
+    if in_greenlet():
+        await_only(_apart(call, seconds))
+        return
+    try:
+        call()
+    except Exception as error:
+        _log_failed(error)
+
+
+async def _apart(call: Callable[[], object], seconds: float) -> None:
+    task = asyncio.ensure_future(greenlet_spawn(call))
+    deadline = task.get_loop().time() + seconds
+    try:
+        await _wait(task, seconds)
+    except asyncio.CancelledError:
+        await _settle(task, deadline - task.get_loop().time())
+        raise
+    finally:
+        await _settle(task, 0)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            _log_failed(error)
+
+
+def _log_failed(error: BaseException) -> None:
+    logger.warning("a call on the way out failed: %s", type(error).__name__)
 
 
 def _log_unseen(task: Task) -> None:

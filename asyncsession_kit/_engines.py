@@ -21,8 +21,11 @@ from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
 from ._forks import ForkLock
 from ._holders import Holders, Wait
+from ._keepalive import keep_links_alive
 from ._limits import watch_limits
 from ._links import can_end, root_of, watch_links
+from ._liveness import PING_AFTER, watch_liveness
+from ._pgbouncer import check_pooled, pooled_arguments, refuse_alone
 from ._pool import watch_pool
 from ._session import OnBegin
 from ._state import Limiter
@@ -48,6 +51,8 @@ class EngineOptions(TypedDict, total=False):
     busy_timeout: float
     startup_timeout: float
     per_loop: bool
+    ping_after: float | None
+    pgbouncer: bool
     connect_args: Mapping[str, object]
     echo: bool | Literal["debug"]
     echo_pool: bool | Literal["debug"]
@@ -103,6 +108,11 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
         "busy_timeout": _SECONDS,
         "startup_timeout": _SECONDS,
         "per_loop": _BOOL,
+        "ping_after": (
+            "seconds above 0, or None for never",
+            lambda value: value is None or is_duration(value),
+        ),
+        "pgbouncer": _BOOL,
         "connect_args": _MAPPING,
         "echo": _ECHO,
         "echo_pool": _ECHO,
@@ -123,7 +133,9 @@ OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
 )
 
 # What create_engine() does not know.
-_OURS_ALONE = ("busy_timeout", "startup_timeout", "per_loop")
+_OURS_ALONE = ("busy_timeout", "startup_timeout", "per_loop", "ping_after", "pgbouncer")
+# What need not be said where an engine is made.
+_OF_ANY_ENGINE = frozenset({"ping_after"})
 # These may hold a password, so that no error shows their value.
 _SECRET = frozenset({"connect_args"})
 
@@ -195,6 +207,9 @@ class EngineSource:
             url, self._memory = _sqlite.on_file(parse_url(given))
             self.url = parse_url(url)
         self.dialect = _DIALECTS.get(self.url.get_backend_name(), self.url.get_backend_name())
+        self.is_pooled: bool = self.options.get("pgbouncer", False)
+        if self.is_pooled:
+            check_pooled(self.dialect, self.url)
 
     def _take(self, engine: Engine | AsyncEngine) -> URL:
         if self.per_loop:
@@ -202,9 +217,10 @@ class EngineSource:
                 "per_loop=True cannot make pools of an engine that was handed over; give a URL, or"
                 " hand over an engine in each event loop, to a database of its own"
             )
-        if self.options:
+        refused = [name for name in self.options if name not in _OF_ANY_ENGINE]
+        if refused:
             raise ConfigurationError(
-                f"{', '.join(self.options)} cannot be set on an engine that was handed over;"
+                f"{', '.join(refused)} cannot be set on an engine that was handed over;"
                 " set it where the engine is made"
             )
         check_handed_over(engine)
@@ -228,7 +244,8 @@ class EngineSource:
         options = dict(self.options)
         for name in _OURS_ALONE:
             options.pop(name, None)
-        connect_args = {**target.connect_args, **options.pop("connect_args", {})}
+        ours = pooled_arguments(target.driver) if self.is_pooled else {}
+        connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine, wait: Wait) -> Holders | None:
@@ -360,9 +377,13 @@ def _install(engine: Engine, source: EngineSource, begin: _sqlite.Begin) -> tupl
     watch_errors(engine)
     watch_pool(engine)
     watch_links(engine, source.text)
+    # The parameters of an engine that was handed over were for its driver.
+    keep_links_alive(engine, source.url.query if source.engine is None else {})
     limits: tuple[str, ...] = ()
     if not guard_checkin(engine):
         limits = (_UNGUARDED.format(engine.driver),)
+    if not watch_liveness(engine, source.options.get("ping_after", PING_AFTER)):
+        limits += (_UNWATCHED.format(engine.driver),)
     if engine.dialect.is_async and not can_end(engine.driver):
         limits += (_UNENDED.format(engine.driver),)
     if engine.dialect.name == "sqlite":
@@ -397,6 +418,10 @@ def _refuse_unmarked(dbapi_connection: Any, record: ConnectionPoolEntry, proxy: 
 _UNGUARDED = (
     "the driver {} does not tell whether a connection is inside a transaction, so that this is not"
     " checked when one comes back"
+)
+_UNWATCHED = (
+    "the driver {} does not tell whether a connection was closed while it was idle, which its next"
+    " user finds out by an error; give its engine pool_pre_ping=True"
 )
 
 _UNENDED = (
@@ -489,8 +514,9 @@ def _drop_if_switched(dbapi_connection: Any, record: ConnectionPoolEntry) -> Non
 def refuse_reader(source: EngineSource) -> None:
     """Refuse to read outside of a transaction where the connections cannot be made for it.
 
-    :raises ConfigurationError: the engine is one of the application.
+    :raises ConfigurationError: the engine is one of the application, or behind a PgBouncer.
     """
+    refuse_alone(source.is_pooled)
     if source.engine is not None:
         raise ConfigurationError(
             "read_only=True without a transaction needs connections of its own, and this engine was"

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
+from ._kill import note_patience, watch_given_up
 from ._limits import take_limit
 from ._reads import READ
 from ._session import KitSession
@@ -27,8 +28,9 @@ _LEAST = 0.000001
 
 
 def install(engine: Engine) -> None:
-    """Put a connection's variables back before anybody else gets it."""
+    """Put a connection's variables back before anybody else gets it, and end what is given up."""
     event.listen(engine, "reset", _on_reset)
+    watch_given_up(engine)
 
 
 def begin(session: KitSession, connection: Connection) -> None:
@@ -37,6 +39,7 @@ def begin(session: KitSession, connection: Connection) -> None:
     :raises ConfigurationError: there is a ``statement_timeout`` and the server is MySQL itself.
     """
     state, is_mariadb = session.kit_state, _is_mariadb(connection)
+    note_patience(connection, state.config.cleanup_timeout)
     seconds = state.config.statement_timeout
     if seconds is not None and not is_mariadb:
         raise ConfigurationError(
@@ -118,6 +121,7 @@ def make_reader(engine: Engine) -> None:
 def note_reader(session: KitSession, connection: Connection) -> None:
     """Note whose statements the connection runs."""
     connection.info[_READER] = session.kit_state
+    note_patience(connection, session.kit_state.config.cleanup_timeout)
 
 
 def _refuse_writes(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:

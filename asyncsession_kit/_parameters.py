@@ -136,6 +136,10 @@ def _ignored(draft: Draft, name: str, value: Any) -> None:
     """Leave out what only tunes another driver and changes no result."""
 
 
+def _on_socket(draft: Draft, name: str, value: Any) -> None:
+    """Leave out what is set on the socket itself, see ``_keepalive``."""
+
+
 def _unprepared(draft: Draft, name: str, value: Any) -> None:
     # Zero is said for a pooler that cannot keep prepared statements; psycopg makes them as well.
     if draft.driver == "psycopg" and value == 0:
@@ -215,11 +219,7 @@ def _sqlite(check: Check, place: Place = _argument) -> Parameter:
 
 
 _LIBPQ_ALONE = "it is known to libpq alone; leave it out, or use postgresql+psycopg://"
-_NO_SOCKET_OPTIONS = (
-    "asyncpg sets no TCP options; leave it out and set the system's (net.ipv4.tcp_keepalive_time"
-    " on Linux), or use postgresql+psycopg://"
-)
-_KEEPALIVE = _postgresql(_whole, _refused(_NO_SOCKET_OPTIONS))
+_KEEPALIVE = _postgresql(_whole, _on_socket)
 _ASYNCPG_CACHE = _postgresql(_whole, _argument, _ignored)
 _TLS_FILE = _postgresql(_text, _dsn)
 _LIBPQ_ONLY = _postgresql(_text, _refused(_LIBPQ_ALONE))
@@ -289,7 +289,7 @@ _POSTGRESQL_PARAMETERS: Mapping[str, Parameter] = {
     "requirepeer": _LIBPQ_ONLY,
     "passfile": _postgresql(_text, _argument),
     "service": _postgresql(_text, _argument),
-    "keepalives": _postgresql(_choice("0", "1"), _only("0", why=_NO_SOCKET_OPTIONS)),
+    "keepalives": _postgresql(_choice("0", "1"), _on_socket),
     "keepalives_idle": _KEEPALIVE,
     "keepalives_interval": _KEEPALIVE,
     "keepalives_count": _KEEPALIVE,
@@ -327,6 +327,12 @@ _MYSQL_PARAMETERS: Mapping[str, Parameter] = {
     # SQLAlchemy adds a flag of its own to the URL's; an argument would replace both.
     "client_flag": _mysql(_whole, _in_query),
     "max_allowed_packet": _mysql(_whole, aiomysql=_ignored),
+    # libpq's words are understood here too.
+    "keepalives": _mysql(_choice("0", "1"), _on_socket),
+    "keepalives_idle": _mysql(_whole, _on_socket),
+    "keepalives_interval": _mysql(_whole, _on_socket),
+    "keepalives_count": _mysql(_whole, _on_socket),
+    "tcp_user_timeout": _mysql(_whole, _on_socket),
     "ssl": _mysql(
         _text, _refused("give ssl_ca=<file>, or ssl_verify_cert=true for the system's authorities")
     ),

@@ -88,8 +88,10 @@ def setup_database_connection(
     ``url`` is a URL, or an engine of the application; with an AsyncEngine, ``sync_engine`` is the
     one for the other world.  ``session_class`` is the AsyncSession or Session class that the
     sessions are derived from.  The other keywords are those of ``create_engine`` (``pool_size``,
-    ``max_overflow``, ``pool_timeout`` and ``pool_recycle`` in seconds, ...), and ``busy_timeout``
-    (seconds) for SQLite.  ``per_loop=True`` gives each event loop that is open a pool of its own.
+    ``max_overflow``, ``pool_timeout`` and ``pool_recycle`` in seconds, ...), ``busy_timeout``
+    (seconds) for SQLite, ``ping_after`` (seconds; a connection that was idle for longer is asked
+    before it is used, None: never), and ``pgbouncer`` where one pools transactions before the
+    server.  ``per_loop=True`` gives each event loop that is open a pool of its own.
 
     :raises ConfigurationError: a value is invalid, or the name's engine is in use; nothing changed.
     """

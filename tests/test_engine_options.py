@@ -50,6 +50,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [NullPool, QueuePool, AssertionPool],
         ["NullPool", dict, None, StaticPool, SingletonThreadPool],
     ),
+    "pgbouncer": SWITCH,
+    "ping_after": ([0.5, 30, None], [0, -1, LONGEST + 1, "30", True]),
     "startup_timeout": ([0.5, 30], [0, -1, "5", True, None]),
     "per_loop": SWITCH,
     "busy_timeout": ([0.5, 5, LONGEST], [0, -1, LONGEST + 1, float("inf"), "5", True, None]),
@@ -93,8 +95,9 @@ def test_every_option_is_tried_below() -> None:
 def test_a_good_value_is_taken(name: str, value: Any) -> None:
     """What the check lets through makes an engine, unless it is for the other world."""
     check_options({name: value})
-    Database("sqlite://", **{name: value})
-    AsyncDatabase("sqlite://", **{name: value})
+    url = "postgresql://h/d" if name == "pgbouncer" else "sqlite://"
+    Database(url, **{name: value})
+    AsyncDatabase(url, **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), each(1))
@@ -126,7 +129,7 @@ def test_an_unknown_option_is_refused_with_a_hint() -> None:
     assert message.endswith("For anything else make the engine yourself and hand it over")
 
 
-@pytest.mark.parametrize("name", ["creator", "module", "ping_after", "replicas", "future"])
+@pytest.mark.parametrize("name", ["creator", "module", "replicas", "future"])
 def test_what_is_not_available_is_refused(name: str) -> None:
     """An option that would be ignored, or that takes the engine out of our hands, is refused."""
     with pytest.raises(ConfigurationError, match=f"unknown engine option '{name}'"):

@@ -306,6 +306,7 @@ PARAMETERS: list[tuple[str, dict[str, object], dict[str, object]]] = [
     ("channel_binding=prefer", {}, {"channel_binding": "prefer"}),
     ("gssencmode=disable", {}, {"gssencmode": "disable"}),
     ("keepalives=0", {}, {"keepalives": "0"}),
+    ("keepalives_idle=5", {}, {"keepalives_idle": 5}),
     ("load_balance_hosts=disable", {}, {"load_balance_hosts": "disable"}),
     (
         "target_session_attrs=read-write",
@@ -388,6 +389,8 @@ def test_hosts_in_the_query_are_left_to_the_dialect(query: str) -> None:
         ("mysql://h/d?local_infile=maybe", "is not a switch; give true or false"),
         ("mysql://h/d?ssl=true", "give ssl_ca=<file>"),
         ("mysql://h/d?ssl_ca=/no/such/file", "ssl_ca=/no/such/file"),
+        ("mysql://h/d?keepalives=2", "is not one of 0, 1"),
+        ("postgresql://h/d?tcp_user_timeout=soon", "is not a whole number"),
         ("sqlite:///a.db?isolation_level=DEFERRED", "BEGIN is sent by the scopes"),
         ("sqlite:///a.db?mode=rx", "is not one of ro, rw, rwc, memory"),
     ],
@@ -402,8 +405,6 @@ def test_a_bad_parameter_is_refused_by_name(url: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql+asyncpg://h/d?keepalives_idle=5", "asyncpg sets no TCP options"),
-        ("postgresql+asyncpg://h/d?keepalives=1", "asyncpg sets no TCP options"),
         ("postgresql+asyncpg://h/d?channel_binding=require", "sslmode=verify-full"),
         ("postgresql+asyncpg://h/d?gssencmode=require", "use sslmode instead"),
         ("postgresql+asyncpg://h/d?client_encoding=latin1", "asyncpg always uses UTF-8"),

@@ -98,10 +98,12 @@ class Database:
 
     ``url`` is a URL or an engine of the application; ``session_class`` the class its sessions are
     derived from; the other keywords are those of ``create_engine`` (``pool_size``,
-    ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), and ``busy_timeout`` (seconds) for
-    SQLite.  ``retry_budget`` bounds the retries after connection failures, and may be replaced.
-    Where event loops follow one another, the pool of a closed one is replaced by itself; several
-    open ones need ``per_loop=True``, a pool for each (threads have no loops, and ignore it).
+    ``max_overflow``, ``pool_timeout``, ``pool_recycle``, ...), ``busy_timeout`` (seconds) for
+    SQLite, ``ping_after`` (seconds that a connection is idle before it is asked whether it is
+    there, None: never) and ``pgbouncer``.  ``retry_budget`` bounds the retries after connection
+    failures, and may be replaced.  Where event loops follow one another, the pool of a closed one
+    is replaced by itself; several open ones need ``per_loop=True``, a pool for each (threads have
+    no loops, and ignore it).
 
     :raises ConfigurationError: the URL or an option is invalid.
     """
