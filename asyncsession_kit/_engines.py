@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from . import _mysql, _sqlite
 from ._concurrency import logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
+from ._engine_options import (
+    OF_ANY_ENGINE,
+    OURS_ALONE,
+    EngineOptions,
+    check_options,
+    refuse_autocommit,
+    refuse_shared,
+)
 from ._forks import ForkLock
 from ._holders import Holders, Wait
 from ._keepalive import keep_links_alive
@@ -32,165 +40,9 @@ from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms
 from ._translate import translate_errors
 from ._url import EngineTarget, async_engine_target, engine_target, masked, parse_url
-from .config import did_you_mean, is_duration
 from .errors import ConfigurationError
 
 SessionClass: TypeAlias = type[AsyncSession] | type[Session]
-
-
-class EngineOptions(TypedDict, total=False):
-    """What an engine of the package may be made with: ``create_engine``'s keywords, and ours."""
-
-    pool_size: int
-    max_overflow: int
-    pool_timeout: float
-    pool_recycle: int
-    pool_pre_ping: bool
-    pool_use_lifo: bool
-    poolclass: type[Pool]
-    busy_timeout: float
-    startup_timeout: float
-    per_loop: bool
-    ping_after: float | None
-    pgbouncer: bool
-    connect_args: Mapping[str, object]
-    echo: bool | Literal["debug"]
-    echo_pool: bool | Literal["debug"]
-    enable_from_linting: bool
-    execution_options: Mapping[str, object]
-    hide_parameters: bool
-    insertmanyvalues_page_size: int
-    isolation_level: str
-    json_deserializer: Callable[[str], Any]
-    json_serializer: Callable[[Any], str]
-    label_length: int
-    logging_name: str
-    max_identifier_length: int
-    pool_logging_name: str
-    query_cache_size: int
-    use_insertmanyvalues: bool
-
-
-Check = Callable[[object], bool]
-
-
-def _whole(least: int) -> tuple[str, Check]:
-    wanted = f"a whole number, {least} or more"
-    return wanted, lambda value: type(value) is int and value >= least
-
-
-def _of(kind: type, wanted: str) -> tuple[str, Check]:
-    return wanted, lambda value: isinstance(value, kind)
-
-
-def _is_pool_class(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Pool)
-
-
-_SECONDS = ("seconds above 0", is_duration)
-_BOOL = _of(bool, "True or False")
-_TEXT = _of(str, "text")
-_MAPPING = _of(Mapping, "a mapping")
-_ECHO = ("True, False or 'debug'", lambda value: isinstance(value, bool) or value == "debug")
-_CALLABLE = ("a callable", callable)
-
-# Each engine option with what it must be.
-OPTIONS: Mapping[str, tuple[str, Check]] = MappingProxyType(
-    {
-        "pool_size": _whole(0),
-        "max_overflow": _whole(-1),
-        # Zero is for those who would rather fail than wait.
-        "pool_timeout": ("seconds, 0 or more", lambda value: value == 0 or is_duration(value)),
-        "pool_recycle": _whole(-1),
-        "pool_pre_ping": _BOOL,
-        "pool_use_lifo": _BOOL,
-        "poolclass": ("a Pool class", _is_pool_class),
-        "busy_timeout": _SECONDS,
-        "startup_timeout": _SECONDS,
-        "per_loop": _BOOL,
-        "ping_after": (
-            "seconds above 0, or None for never",
-            lambda value: value is None or is_duration(value),
-        ),
-        "pgbouncer": _BOOL,
-        "connect_args": _MAPPING,
-        "echo": _ECHO,
-        "echo_pool": _ECHO,
-        "enable_from_linting": _BOOL,
-        "execution_options": _MAPPING,
-        "hide_parameters": _BOOL,
-        "insertmanyvalues_page_size": _whole(1),
-        "isolation_level": _TEXT,
-        "json_deserializer": _CALLABLE,
-        "json_serializer": _CALLABLE,
-        "label_length": _whole(6),
-        "logging_name": _TEXT,
-        "max_identifier_length": _whole(1),
-        "pool_logging_name": _TEXT,
-        "query_cache_size": _whole(0),
-        "use_insertmanyvalues": _BOOL,
-    }
-)
-
-# What create_engine() does not know.
-_OURS_ALONE = ("busy_timeout", "startup_timeout", "per_loop", "ping_after", "pgbouncer")
-# What need not be said where an engine is made.
-_OF_ANY_ENGINE = frozenset({"ping_after"})
-# These may hold a password, so that no error shows their value.
-_SECRET = frozenset({"connect_args"})
-
-
-def check_options(options: Mapping[str, object]) -> None:
-    """Check the engine options before any is used.
-
-    :raises ConfigurationError: one is unknown, has an impossible value or breaks the promises of a
-        scope.
-    """
-    for name, value in options.items():
-        if name not in OPTIONS:
-            raise ConfigurationError(
-                f"unknown engine option {name!r}{did_you_mean(name, OPTIONS)}; known are"
-                f" {', '.join(sorted(OPTIONS))}."
-                " For anything else make the engine yourself and hand it over"
-            )
-        wanted, fits = OPTIONS[name]
-        if not fits(value):
-            shown = f" (a {type(value).__name__})" if name in _SECRET else f"={value!r}"
-            raise ConfigurationError(f"{name}{shown} is not {wanted}")
-    _refuse_autocommit(options.get("isolation_level"))
-    _refuse_autocommit(_item(options, "execution_options", "isolation_level"))
-    _refuse_driver_autocommit(_item(options, "connect_args", "autocommit"))
-    _refuse_shared(options.get("poolclass"), "this database")
-
-
-def _item(options: Mapping[str, object], name: str, key: str) -> object:
-    inner = options.get(name)
-    return inner.get(key) if isinstance(inner, Mapping) else None
-
-
-def _refuse_autocommit(isolation_level: object) -> None:
-    if str(isolation_level).upper() == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "isolation_level='AUTOCOMMIT' leaves nothing to commit or roll back, so that no promise"
-            " of a scope holds; give another level or none"
-        )
-
-
-def _refuse_driver_autocommit(value: object) -> None:
-    if value:
-        raise ConfigurationError(
-            "'autocommit' in connect_args leaves nothing to commit or roll back, so that no promise"
-            " of a scope holds; leave it out"
-        )
-
-
-def _refuse_shared(pool_class: object, whose: str) -> None:
-    if isinstance(pool_class, type) and issubclass(pool_class, StaticPool | SingletonThreadPool):
-        raise ConfigurationError(
-            f"the pool of {whose} ({pool_class.__name__}) shares one connection among all, so that"
-            " one transaction would commit or roll back another's work; use another pool, and for"
-            " a database in memory the URL 'sqlite://', which gets a private file"
-        )
 
 
 class EngineSource:
@@ -217,7 +69,7 @@ class EngineSource:
                 "per_loop=True cannot make pools of an engine that was handed over; give a URL, or"
                 " hand over an engine in each event loop, to a database of its own"
             )
-        refused = [name for name in self.options if name not in _OF_ANY_ENGINE]
+        refused = [name for name in self.options if name not in OF_ANY_ENGINE]
         if refused:
             raise ConfigurationError(
                 f"{', '.join(refused)} cannot be set on an engine that was handed over;"
@@ -242,7 +94,7 @@ class EngineSource:
         if self._memory is not None:
             self._memory.restore()
         options = dict(self.options)
-        for name in _OURS_ALONE:
+        for name in OURS_ALONE:
             options.pop(name, None)
         ours = pooled_arguments(target.driver) if self.is_pooled else {}
         connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
@@ -343,9 +195,9 @@ def check_handed_over(engine: Engine | AsyncEngine) -> None:
             " inside that; hand over the AsyncEngine itself, or an engine made by create_engine()"
         )
     # create_engine(isolation_level=) is kept under this private name alone; a test watches it.
-    _refuse_autocommit(getattr(core.dialect, "_on_connect_isolation_level", None))
-    _refuse_autocommit(core.get_execution_options().get("isolation_level"))
-    _refuse_shared(type(core.pool), f"the engine for {masked(core.url)}")
+    refuse_autocommit(getattr(core.dialect, "_on_connect_isolation_level", None))
+    refuse_autocommit(core.get_execution_options().get("isolation_level"))
+    refuse_shared(type(core.pool), f"the engine for {masked(core.url)}")
 
 
 # What was handed over is prepared once, whoever hands it over again: with two sets of listeners,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -39,6 +38,7 @@ from ._concurrency import (
 )
 from ._forks import reset_in_child
 from ._pool import async_drop_connects
+from ._sockets import cut_socket, fileno_of
 from .errors import WrongEventLoopError
 
 _HOME = "asyncsession_kit_home"
@@ -378,39 +378,7 @@ _BREAKS: Mapping[str, Callable[[Any], object]] = MappingProxyType(
 )
 
 
-def cut_socket(number: int) -> None:
-    """End the link of a socket by its number; whoever waits for it is told."""
-    with socket.socket(fileno=os.dup(number)) as link, suppress(OSError):
-        link.shutdown(socket.SHUT_RDWR)
-
-
 # --- making an inherited connection harmless ------------------------------------------------------
-
-
-def _transport_fileno(transport: Any) -> int:
-    return int(transport.get_extra_info("socket").fileno())
-
-
-_FILENOS: Mapping[str, Callable[[Any], int]] = MappingProxyType(
-    {
-        "asyncpg": lambda connection: _transport_fileno(connection._transport),
-        "asyncmy": lambda connection: _transport_fileno(connection._transport),
-        "aiomysql": lambda connection: _transport_fileno(connection._writer.transport),
-        "psycopg": lambda connection: int(connection.fileno()),
-        "psycopg2": lambda connection: int(connection.fileno()),
-        "pymysql": lambda connection: int(connection._sock.fileno()),
-    }
-)
-
-
-def fileno_of(driver: str, connection: Any) -> int | None:
-    """Return the number of the connection's socket; None where there is none (any more)."""
-    fileno = _FILENOS.get(driver)
-    try:
-        number = -1 if fileno is None else fileno(connection)
-    except Exception:
-        return None
-    return number if number >= 0 else None
 
 
 def _silence(driver: str, connection: Any) -> None:

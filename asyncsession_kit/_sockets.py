@@ -56,6 +56,15 @@ SOCKETS: Mapping[str, Number] = MappingProxyType(
 )
 
 
+def fileno_of(driver: str, connection: Any) -> int | None:
+    """Return the number of the connection's socket; None where there is none (any more)."""
+    try:
+        number = SOCKETS[driver](connection)
+    except Exception:
+        return None
+    return number if number >= 0 else None
+
+
 def by_poll(number: int) -> int:
     """Return QUIET, NEWS or GONE, without waiting."""
     poll = select.poll()
@@ -118,3 +127,9 @@ def breaker(number: int) -> Iterator[Callable[[], None]]:
 
     with own:
         yield shut
+
+
+def cut_socket(number: int) -> None:
+    """End the link of a socket by its number; whoever waits for it is told."""
+    with breaker(number) as shut:
+        shut()

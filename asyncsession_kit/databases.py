@@ -13,7 +13,8 @@ from ._ambient import ambient, async_ambient
 from ._async.database import AsyncDatabase
 from ._async.shutdown import async_end_stragglers, async_wait_until_idle
 from ._concurrency import async_home, async_in_thread, async_to_its_end
-from ._engines import EngineOptions, SessionClass
+from ._engine_options import EngineOptions
+from ._engines import SessionClass
 from ._evicting import end_tasks_stragglers
 from ._forks import ForkLock
 from ._links import dispose_from_thread

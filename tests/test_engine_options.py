@@ -19,14 +19,8 @@ from sqlalchemy import (
 )
 
 from asyncsession_kit import AsyncDatabase, ConfigurationError, Database
-from asyncsession_kit._engines import (
-    OPTIONS,
-    EngineOptions,
-    begin_hook,
-    check_handed_over,
-    check_options,
-    check_statement_timeout,
-)
+from asyncsession_kit._engine_options import OPTIONS, EngineOptions, check_options
+from asyncsession_kit._engines import begin_hook, check_handed_over, check_statement_timeout
 from asyncsession_kit._mysql import begin, note_reader
 from asyncsession_kit._sqlite import label_writer
 from asyncsession_kit._terms import DEFAULT, READERS, read_only_options

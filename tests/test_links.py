@@ -21,9 +21,9 @@ from asyncsession_kit._links import (
     _end_transport,
     break_off,
     cut_off,
-    fileno_of,
     links_of,
 )
+from asyncsession_kit._sockets import fileno_of
 
 from .support.fixtures import PgDatabase
 from .support.machine import wait_for

@@ -18,8 +18,8 @@ from .._concurrency import (
     async_to_its_end,
     async_wait_for_exits,
 )
+from .._engine_options import EngineOptions
 from .._engines import (
-    EngineOptions,
     EngineSource,
     SessionClass,
     async_engine_of,

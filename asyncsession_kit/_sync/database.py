@@ -19,8 +19,8 @@ from .._concurrency import (
     to_its_end,
     wait_for_exits,
 )
+from .._engine_options import EngineOptions
 from .._engines import (
-    EngineOptions,
     EngineSource,
     SessionClass,
     begin_hook,
