@@ -105,6 +105,7 @@ class SessionState:
         "owner",
         "root",
         "scoped",
+        "scopes",
         "terms",
         "thread",
         "told",
@@ -119,6 +120,8 @@ class SessionState:
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.scoped = False
+        # Those open on it: what else knows them may be the context alone, which keeps none.
+        self.scopes: list[Any] = []
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False

@@ -59,6 +59,7 @@ class AsyncSessionScope:
     """
 
     __slots__ = (
+        "__weakref__",
         "_around",
         "_began",
         "_core",

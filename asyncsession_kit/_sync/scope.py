@@ -60,6 +60,7 @@ class SessionScope:
     """
 
     __slots__ = (
+        "__weakref__",
         "_around",
         "_began",
         "_core",
