@@ -62,6 +62,9 @@ def application(name: str, url: str, driver: str, options: Any, scope_options: A
     if name == KIT:
         kit = KitInThreads if is_threaded(driver) else KitInTasks
         return kit(url, options, scope_options)
+    options = dict(options)
+    if "busy_timeout" in options:
+        options["connect_args"] = {"timeout": options.pop("busy_timeout")}
     bare = TextbookInThreads if is_threaded(driver) else TextbookInTasks
     return bare(url, options)
 

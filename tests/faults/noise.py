@@ -19,8 +19,8 @@ from typing import Any
 # An expression for a line, and why it is let through.
 DRIVER_NOISE: tuple[tuple[str, str], ...] = (
     (
-        r"^log psycopg WARNING: query cancellation interrupted",
-        "psycopg says that it closes a connection instead of waiting for a second cancellation",
+        r"^log psycopg WARNING: query (cancellation (interrupted|failed)|not terminated)",
+        "psycopg says that it closes a connection that it could not cancel in time",
     ),
     (
         r"^log asyncio ERROR: Future exception was never retrieved.*unexpected connection_lost",
@@ -36,10 +36,15 @@ class Noise:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._excused: list[tuple[str, str]] = [*DRIVER_NOISE]
+
+    def excuse(self, pattern: str, reason: str) -> None:
+        """Let lines through for the rest of a cell, for a reason of its own."""
+        self._excused.append((pattern, reason))
 
     def add(self, line: str) -> None:
         """Note a line, unless it is a driver's right."""
-        if not any(re.search(pattern, line, re.DOTALL) for pattern, _ in DRIVER_NOISE):
+        if not any(re.search(pattern, line, re.DOTALL) for pattern, _ in self._excused):
             self.lines.append(line)
 
     def drain(self) -> list[str]:

@@ -173,7 +173,7 @@ class SqlitePlace:
     """Is a file of SQLite, a new one each time it is prepared."""
 
     slow = (
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1000000)"
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 8000000)"
         " SELECT count(*) FROM n"
     )
 

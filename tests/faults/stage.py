@@ -21,7 +21,7 @@ from .work import During, nothing
 
 # What a run may take, by far; a scope that hangs is told by it (seconds).
 BOUND = 30.0
-# What one attempt that must end by itself may take, by far.
+# What one attempt that must end by itself may take, by far (seconds).
 ATTEMPT = 8.0
 
 
@@ -39,6 +39,7 @@ class Stage:
     pool_size: int = 1
     may_be_unknown: bool = False
     lenient: bool = False
+    patience: float = ATTEMPT
     runs: int = 1
     violations: list[Violation] = field(default_factory=list)
     known_tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -88,9 +89,9 @@ class Stage:
 
     async def end_of(self, task: asyncio.Task[Any]) -> BaseException | None:
         """Return what a task raises, in time."""
-        await asyncio.wait((task,), timeout=ATTEMPT)
+        await asyncio.wait((task,), timeout=self.patience)
         if not task.done():
-            self.violate("time", f"still running after {ATTEMPT:g} s")
+            self.violate("time", f"still running after {self.patience:g} s")
             await self._free(task)
             return TimeoutError("it hangs")
         if task.cancelled():
@@ -118,7 +119,7 @@ class Cell:
 
     ``wire``: it needs a proxy.  ``unknown``: the outcome may not be known.  ``restless``: after it
     the first use of a connection may fail, so that innocent work retries.  ``compared``: whether
-    the textbook's idiom is put into it as well.
+    the textbook's idiom is put into it as well.  ``patience``: what an attempt may take (seconds).
     """
 
     fault: str
@@ -129,6 +130,7 @@ class Cell:
     unknown: bool = False
     restless: bool = False
     compared: bool = True
+    patience: float = ATTEMPT
     options: tuple[tuple[str, Any], ...] = ()
     scope: tuple[tuple[str, Any], ...] = ()
 
@@ -234,6 +236,7 @@ async def _stage(
             options["pool_size"],
             cell.unknown,
             cell.restless,
+            cell.patience,
             known_tasks=set(asyncio.all_tasks()),
         )
         try:
