@@ -27,7 +27,7 @@ from .truth import Claim
 from .work import During, Moment, nothing, write, write_in_thread
 
 POLICY = RetryPolicy(
-    attempts=30, delay=0.02, max_delay=0.2, on=(DBAPIError, OSError), budget=False
+    attempts=200, delay=0.02, max_delay=0.2, on=(DBAPIError, OSError), budget=False
 )
 KIT, TEXTBOOK = "asyncsession-kit", "textbook"
 
@@ -239,7 +239,7 @@ async def _run(call: Awaitable[None]) -> None:
 
 async def _again(attempt: Callable[[], Awaitable[None]]) -> None:
     """Try again, as people write it by hand."""
-    for left in reversed(range(30)):
+    for left in reversed(range(200)):
         try:
             await attempt()
         except (DBAPIError, OSError):

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 
+from tests.support.machine import HOST as HOST
 from tests.support.mariadb import MariaDbView
-from tests.support.postgres import ServerView
+from tests.support.postgres import PostgresCluster, ServerView
 
 from .truth import Found
 from .work import Base
@@ -65,11 +66,16 @@ class Place(Protocol):
 
 
 def _tables(dialect: Any) -> list[str]:
-    made = [str(CreateTable(table, if_not_exists=True).compile(dialect=dialect))
-            for table in Base.metadata.sorted_tables]
+    made = [
+        str(CreateTable(table, if_not_exists=True).compile(dialect=dialect))
+        for table in Base.metadata.sorted_tables
+    ]
     # MariaDB checks each statement.
-    return [sql.replace("DEFERRABLE INITIALLY DEFERRED", "") for sql in made] \
-        if dialect.name == "mysql" else made
+    return (
+        [sql.replace("DEFERRABLE INITIALLY DEFERRED", "") for sql in made]
+        if dialect.name == "mysql"
+        else made
+    )
 
 
 def _by_unit(rows: Iterable[Sequence[Any]]) -> Found:
@@ -80,13 +86,14 @@ def _by_unit(rows: Iterable[Sequence[Any]]) -> Found:
 
 
 class PostgresPlace:
-    """Is a database of a PostgreSQL; ``link`` is its URL as another proxy or port has it."""
+    """Is a database of a PostgreSQL."""
 
     slow = "SELECT pg_sleep(10)"
 
-    def __init__(self, driver: str, url: str, name: str, view: ServerView) -> None:
+    def __init__(self, driver: str, cluster: PostgresCluster, name: str, view: ServerView) -> None:
         self.driver = driver
-        self.url = url.replace("postgresql://", f"postgresql+{driver.split()[0]}://")
+        self.cluster = cluster
+        self.url = cluster.url(database=name, drivername=f"postgresql+{driver.split()[0]}")
         self._name = name
         self._view = view
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -163,8 +164,16 @@ def cell(
             vague = unknown if isinstance(unknown, bool) else moment in unknown
             own = tuple((options or {}).items()), tuple((scope or {}).items())
             CELLS.append(
-                Cell(fault, moment, drivers, play, unknown=vague, options=own[0], scope=own[1],
-                     **settings)
+                Cell(
+                    fault,
+                    moment,
+                    drivers,
+                    play,
+                    unknown=vague,
+                    options=own[0],
+                    scope=own[1],
+                    **settings,
+                )
             )
         return play
 
@@ -246,3 +255,8 @@ async def _stage(
             with suppress(TimeoutError):
                 async with asyncio.timeout(ATTEMPT):
                     await stage.client.renew()
+            if stage.violations:
+                # What was lost sight of goes away with its connection, before others can see it.
+                await asyncio.to_thread(place.terminate)
+                await asyncio.sleep(0.1)
+                gc.collect()

@@ -71,9 +71,7 @@ async def count_steps(unit: Coroutine[Any, Any, Any]) -> int:
     return ruler.count
 
 
-async def cancel_at(
-    unit: Coroutine[Any, Any, Any], kind: Kind, step: int, later: int = 0
-) -> bool:
+async def cancel_at(unit: Coroutine[Any, Any, Any], kind: Kind, step: int, later: int = 0) -> bool:
     """Cancel a call at a step, in the given way; return whether it came to that.
 
     :raises AssertionError: the cancellation was swallowed, or became another error.

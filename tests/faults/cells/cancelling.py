@@ -48,8 +48,10 @@ async def at_each_step(stage: Stage) -> None:
             stage.violate("cancel", str(error))
         await invariants.check_at_once(stage, seen)
         failed += len(stage.violations) > before
-    stage.note(f"cancelled at {len(times)} of {(longest + 1) * len(LATER)} moments"
-               f" ({longest + 1} steps), {failed} failed")
+    stage.note(
+        f"cancelled at {len(times)} of {(longest + 1) * len(LATER)} moments"
+        f" ({longest + 1} steps), {failed} failed"
+    )
 
 
 async def _steps(stage: Stage, cold: bool) -> int:
@@ -102,11 +104,22 @@ async def _move_on(work: Coroutine[Any, Any, None], seconds: float) -> bool:
     return scope.cancelled_caught
 
 
+async def _twice(work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    task = asyncio.create_task(work)
+    await asyncio.sleep(seconds)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait((task,))
+    return task.cancelled()
+
+
 WAYS: dict[str, Callable[[Coroutine[Any, Any, None], float], Awaitable[bool]]] = {
     "asyncio.timeout": _timeout,
     "wait_for": _wait_for,
     "failing sibling": _sibling,
     "move_on_after": _move_on,
+    "cancelled twice": _twice,
 }
 WIRED = ("asyncpg", "psycopg", "asyncmy")
 
@@ -150,9 +163,7 @@ async def interrupted_in_rollback(stage: Stage) -> None:
     await _interrupt(stage, way, lambda: stage.client.unit(stage.next(), fail))
 
 
-async def _interrupt(
-    stage: Stage, way: str, unit: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
+async def _interrupt(stage: Stage, way: str, unit: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # Warm, so that the time is over where it is meant to be.
     faults = list(stage.proxy._exchange.choosers) if stage.proxy else []
     if stage.proxy is not None:
@@ -208,9 +219,7 @@ async def in_a_retry(stage: Stage) -> None:
             raise SerializationError("made up, so that it is tried again")
 
     policy = RetryPolicy(attempts=5, delay=60, jitter=0)
-    task = asyncio.create_task(
-        async_with_retry(stage.client.unit, number, fail, policy=policy)
-    )
+    task = asyncio.create_task(async_with_retry(stage.client.unit, number, fail, policy=policy))
     await asyncio.wait_for(failed.wait(), 10)
     await asyncio.sleep(0.1)
     task.cancel()

@@ -207,5 +207,8 @@ async def drivers_own_begin(stage: Stage) -> None:
         raw = await connection.get_raw_connection()
         await raw.driver_connection.execute("BEGIN")
         await raw.driver_connection.execute("SELECT * FROM fault_rows")
-    async with engine.connect() as connection:
-        await connection.execute(text("SELECT 1"))
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+    except DBAPIError as error:
+        stage.violate("clean", f"the next user failed: {error!r:.200}")

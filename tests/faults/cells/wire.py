@@ -21,8 +21,15 @@ SHORT = {"commit_grace": 0.3, "cleanup_timeout": 0.3}
 LONG = 20.0
 
 
-@cell("black hole", ("connect", "statement", "ROLLBACK", "COMMIT"), WIRED_TASKS, wire=True, scope=SHORT,
-      unknown=("COMMIT",), patience=LONG)
+@cell(
+    "black hole",
+    ("connect", "statement", "ROLLBACK", "COMMIT"),
+    WIRED_TASKS,
+    wire=True,
+    scope=SHORT,
+    unknown=("COMMIT",),
+    patience=LONG,
+)
 async def black_hole(stage: Stage) -> None:
     """Let nothing pass any more, and close nothing; the deadline of the unit still holds."""
     await stage.innocent()
@@ -47,12 +54,14 @@ async def black_hole(stage: Stage) -> None:
 
 @cell("link cut at COMMIT", AT_COMMIT, SERVERS, wire=True, unknown=True, restless=True)
 async def cut_at_commit(stage: Stage) -> None:
-    """Cut the link around COMMIT; nobody can know, and nobody may claim to."""
+    """Cut the link around COMMIT; nobody can know, nobody may claim to, or try again."""
     await stage.innocent()
-    stage.runs = max(1, int(10 * stage.share))
-    for _ in range(stage.runs):
+    stage.runs = max(2, int(10 * stage.share))
+    for number in range(stage.runs):
         stage.wire.inject(stage.moment, on="COMMIT", seconds=0.05)  # type: ignore[arg-type]
-        if await stage.attempt() is None:
+        if number % 2:
+            await stage.ends(stage.client.patiently(stage.next()))
+        elif await stage.attempt() is None:
             stage.violate("outcome", "a COMMIT without an answer was taken for a success")
         await stage.client.patiently(stage.next())
 
@@ -64,10 +73,22 @@ def _with_levels(levels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{action}, checked by {level}" for action in AT_COMMIT for level in levels)
 
 
-@cell("link cut at COMMIT", _with_levels(("xid",)), OF_POSTGRES, wire=True, compared=False,
-      restless=True)
-@cell("link cut at COMMIT", _with_levels(("token",)), SERVERS, wire=True, compared=False,
-      restless=True)
+@cell(
+    "link cut at COMMIT",
+    _with_levels(("xid",)),
+    OF_POSTGRES,
+    wire=True,
+    compared=False,
+    restless=True,
+)
+@cell(
+    "link cut at COMMIT",
+    _with_levels(("token",)),
+    SERVERS,
+    wire=True,
+    compared=False,
+    restless=True,
+)
 async def cut_and_checked(stage: Stage) -> None:
     """Cut the link around COMMIT; what became of it is found out."""
     action, _, level = stage.moment.partition(", checked by ")
