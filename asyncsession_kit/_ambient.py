@@ -4,8 +4,8 @@ A context variable is copied to child tasks, threads and callbacks, so what it h
 a scope counts as open for the task (or thread) that owns it and for nobody else.  A scope may be
 left in another context than it was entered in; it is then skipped because it is closed.
 
-A context is also copied by whatever opens a connection in it, and lives as long as that: it must not
-keep a scope, or a session that was forgotten in it would never be collected.
+A context is also copied by whatever opens a connection in it, and lives as long as that: it must
+not keep a scope, or a session that was forgotten in it would never be collected.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ async def test_a_scope_is_open_as_long_as_its_session(pg_database: PgDatabase) -
         session = await db.session_scope().__aenter__()
         gc.collect()
         scope = current_scope()
-        assert scope is not None and scope.session is session
+        assert scope is not None
+        assert scope.session is session
         async with db.session_scope() as joined:
             assert joined is session
         await scope.__aexit__(None, None, None)

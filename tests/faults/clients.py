@@ -1,4 +1,4 @@
-"""Those who do the units of work: the package, and the textbook's idiom, in tasks and in threads."""
+"""Those who do the work: the package and the textbook's idiom, in tasks and in threads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ class Client(Protocol):
 
     name: str
     claims: list[Claim]
-    engine: Any
+
+    @property
+    def engine(self) -> Any:
+        """The engine, of which the pool is looked at."""
+        ...
 
     async def unit(
         self, number: int, during: During = nothing, *, body: Body | None = None, **options: Any
@@ -60,13 +64,15 @@ class Client(Protocol):
 def application(name: str, url: str, driver: str, options: Any, scope_options: Any) -> Client:
     """Return the client of that name for a driver."""
     if name == KIT:
-        kit = KitInThreads if is_threaded(driver) else KitInTasks
-        return kit(url, options, scope_options)
+        if is_threaded(driver):
+            return KitInThreads(url, options, scope_options)
+        return KitInTasks(url, options, scope_options)
     options = dict(options)
     if "busy_timeout" in options:
         options["connect_args"] = {"timeout": options.pop("busy_timeout")}
-    bare = TextbookInThreads if is_threaded(driver) else TextbookInTasks
-    return bare(url, options)
+    if is_threaded(driver):
+        return TextbookInThreads(url, options)
+    return TextbookInTasks(url, options)
 
 
 class KitInTasks:
@@ -113,7 +119,7 @@ class TextbookInTasks:
     name = TEXTBOOK
 
     def __init__(self, url: str, options: Any) -> None:
-        self.engine = create_async_engine(url, **options)
+        self.engine: Any = create_async_engine(url, **options)
         self.maker = async_sessionmaker(self.engine, expire_on_commit=False)
         self.claims: list[Claim] = []
 
@@ -192,7 +198,7 @@ class TextbookInThreads:
     name = TEXTBOOK
 
     def __init__(self, url: str, options: Any) -> None:
-        self.engine = create_engine(url, **options)
+        self.engine: Any = create_engine(url, **options)
         self.maker = sessionmaker(self.engine, expire_on_commit=False)
         self.claims: list[Claim] = []
 

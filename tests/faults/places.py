@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import make_url
 from sqlalchemy.schema import CreateTable
 
 from tests.support.machine import HOST as HOST
@@ -37,8 +37,12 @@ class Place(Protocol):
     """Is a database with the tables of the units."""
 
     driver: str
-    url: str
     slow: str
+
+    @property
+    def url(self) -> str:
+        """The URL with the driver's name."""
+        ...
 
     def prepare(self) -> None:
         """Make the tables if need be, and empty them."""
@@ -65,17 +69,15 @@ class Place(Protocol):
         ...
 
 
-def _tables(dialect: Any) -> list[str]:
+def _tables(system: str) -> list[str]:
+    dialect = make_url(f"{system}://").get_dialect()()
     made = [
         str(CreateTable(table, if_not_exists=True).compile(dialect=dialect))
         for table in Base.metadata.sorted_tables
     ]
     # MariaDB checks each statement.
-    return (
-        [sql.replace("DEFERRABLE INITIALLY DEFERRED", "") for sql in made]
-        if dialect.name == "mysql"
-        else made
-    )
+    deferred = "DEFERRABLE INITIALLY DEFERRED"
+    return [sql.replace(deferred, "") if system == "mysql" else sql for sql in made]
 
 
 def _by_unit(rows: Iterable[Sequence[Any]]) -> Found:
@@ -99,7 +101,7 @@ class PostgresPlace:
 
     def prepare(self) -> None:
         self.terminate()
-        for statement in _tables(postgresql.dialect()):
+        for statement in _tables("postgresql"):
             self.execute(statement)
         self.execute("TRUNCATE fault_rows")
         self.execute("DROP TRIGGER IF EXISTS slow_commit ON fault_rows")
@@ -151,7 +153,7 @@ class MariaPlace:
 
     def prepare(self) -> None:
         self.terminate()
-        for statement in _tables(mysql.dialect()):
+        for statement in _tables("mysql"):
             self.execute(statement)
         self.execute("DELETE FROM fault_rows")
 
@@ -203,7 +205,7 @@ class SqlitePlace:
             with suppress(FileNotFoundError):
                 left.unlink()
         self._number += 1
-        for statement in _tables(sqlite.dialect()):
+        for statement in _tables("sqlite"):
             self.execute(statement)
 
     def found(self) -> Found:

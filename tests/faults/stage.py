@@ -73,7 +73,7 @@ class Stage:
 
     async def innocent(self) -> None:
         """Run a unit that nobody interferes with."""
-        async with asyncio.timeout(ATTEMPT):
+        async with asyncio.timeout(self.patience):
             if self.lenient:
                 await self.client.patiently(self.next())
             else:
@@ -207,7 +207,6 @@ async def perform(
     ``share`` (0 to 1) is how much of its repetitions to play.
     """
     with listening() as noise:
-        stage = None
         async with _stage(cell, place, client, seed, share, noise) as stage:
             try:
                 async with asyncio.timeout(BOUND + 600 * share):
@@ -217,6 +216,9 @@ async def perform(
                     await invariants.check(stage)
             except TimeoutError as error:
                 stage.violate("time", f"the cell did not end: {error!r}")
+            except Exception as error:
+                # Whatever broke it off, it is no cell that was passed.
+                stage.violate("clean", f"the cell broke off: {error!r:.300}")
         # Closing may complain as well.
         stage.violations += [Violation("quiet", line) for line in noise.drain()]
     return Result(cell, place.driver, client, stage.runs, stage.violations, stage.notes)

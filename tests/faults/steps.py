@@ -58,7 +58,7 @@ class Ruler:
             yield
         finally:
             # The instance hides the method of its class no longer.
-            del loop.call_soon  # type: ignore[method-assign]
+            del loop.call_soon
 
 
 async def count_steps(unit: Coroutine[Any, Any, Any]) -> int:

@@ -43,7 +43,7 @@ async def goes_down(stage: Stage) -> None:
         if stage.moment == "kill -9":
             await asyncio.to_thread(cluster.kill9)
         else:
-            await asyncio.to_thread(cluster.stop, stage.moment)
+            await asyncio.to_thread(cluster.stop, stage.moment)  # type: ignore[arg-type]
         await asyncio.to_thread(cluster.start)
         recoveries.append(await _recovery(stage))
     stop.set()

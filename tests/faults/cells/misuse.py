@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import insert, select, text
@@ -14,7 +15,6 @@ from sqlalchemy.orm import Session
 from asyncsession_kit import Outcome
 from asyncsession_kit.errors import ConcurrentSessionUseError
 
-from .. import invariants
 from ..clients import KitInTasks, TextbookInTasks
 from ..places import OF_POSTGRES, OF_SQLITE, TASKS, THREADS, is_threaded
 from ..stage import Stage, cell
@@ -42,10 +42,8 @@ async def error_swallowed(stage: Stage) -> None:
     def work(session: Session, number: int) -> None:
         session.add(row(number, 1))
         session.flush()
-        try:
+        with suppress(DBAPIError):
             session.execute(insert(Row).values(unit=number, side=2, amount=None))
-        except DBAPIError:
-            pass
 
     await stage.attempt(body=_in_either(stage, work))
 
@@ -95,12 +93,10 @@ async def two_tasks(stage: Stage) -> None:
     stage.runs = max(4, int(100 * stage.share))
     errors: Counter[str] = Counter()
     for _ in range(stage.runs):
-        seen = len(stage.client.claims)
         error = await _share(stage)
         errors[type(error).__name__] += 1
         if stage.is_kit:
             _must_name_both(stage, error)
-        await invariants.check_at_once(stage, seen)
     stage.note(", ".join(f"{count} {name}" for name, count in errors.items()))
 
 
@@ -117,7 +113,7 @@ async def _share(stage: Stage) -> BaseException | None:
             await asyncio.sleep(0.001)
         session.add(row(number, 2))
         await session.flush()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.01)
         raise _UndoneError
 
     owner = asyncio.create_task(stage.client.unit(stage.next(), body=body), name="the owner")

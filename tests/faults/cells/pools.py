@@ -56,7 +56,7 @@ async def nested(stage: Stage) -> None:
     async def body(session: Any, number: int, during: Any) -> None:
         await write(session, number)
         await all_hold.wait()
-        options = {"propagation": "new"} if stage.is_kit else {}
+        options: dict[str, Any] = {"propagation": "new"} if stage.is_kit else {}
         await stage.client.unit(stage.next(), **options)
 
     await asyncio.gather(*(stage.attempt(body=body) for _ in range(2)))
