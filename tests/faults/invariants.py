@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NAMES = ("place", "clean", "ledger", "outcome", "quiet", "server", "time", "cancel")
 # What is ending may take so long, on a busy machine, before it counts as left (seconds).
-PATIENCE = 5.0
+PATIENCE = 6.0
 ROUNDS = 3
 
 
@@ -65,7 +65,7 @@ async def _no_place_is_taken(stage: Stage) -> None:
 
 
 async def _no_task_is_left(stage: Stage) -> None:
-    if not await until(lambda: not left_tasks(stage), PATIENCE):
+    if not await until(lambda: not left_tasks(stage), PATIENCE / 2):
         for task in left_tasks(stage):
             stage.violate("quiet", f"a task is left: {_short(task)}")
             stage.known_tasks.add(task)

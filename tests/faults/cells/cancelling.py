@@ -22,6 +22,7 @@ from ..work import Moment, nothing, write
 SWEEPS = tuple(f"{pool} pool, {kind}" for pool in ("warm", "cold") for kind in KINDS)
 
 
+LASTING, ENOUGH = ("place", "quiet", "time", "cancel"), 5
 # Idle iterations of the loop that pass between a step and the cancellation: time for the server.
 LATER = (0, 1, 2, 4, 8, 16, 32)
 
@@ -48,6 +49,10 @@ async def at_each_step(stage: Stage) -> None:
             stage.violate("cancel", str(error))
         await invariants.check_at_once(stage, seen)
         failed += len(stage.violations) > before
+        if sum(each.invariant in LASTING for each in stage.violations) >= ENOUGH:
+            # Each of these makes all that follow slow, and is bad enough.
+            stage.note(f"given up at step {step}, delay {later}")
+            break
     stage.note(
         f"cancelled at {len(times)} of {(longest + 1) * len(LATER)} moments"
         f" ({longest + 1} steps), {failed} failed"
