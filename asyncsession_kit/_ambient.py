@@ -3,6 +3,9 @@
 A context variable is copied to child tasks, threads and callbacks, so what it holds is only a hint:
 a scope counts as open for the task (or thread) that owns it and for nobody else.  A scope may be
 left in another context than it was entered in; it is then skipped because it is closed.
+
+A context is also copied by whatever opens a connection in it, and lives as long as that: it must
+not keep a scope, or a session that was forgotten in it would never be collected.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
+from weakref import ref
 
 from ._concurrency import carried_for, running_task, thread_id
 from ._state import SessionState
@@ -34,12 +38,21 @@ class Ambient:
     """Is the chain of open scopes of one world."""
 
     def __init__(self, name: str, is_mine: Callable[[SessionState], bool]) -> None:
-        self._innermost: ContextVar[Any] = ContextVar(name, default=None)
+        self._innermost: ContextVar[ref[Any] | None] = ContextVar(name, default=None)
         self._is_mine = is_mine
+
+    def last(self) -> Any:
+        """Return the scope that was pushed last in this context, if it is still there."""
+        last = self._innermost.get()
+        return None if last is None else last()
+
+    def put(self, scope: Any) -> None:
+        """Let the scope, or None, be the last one of this context."""
+        self._innermost.set(None if scope is None else ref(scope))
 
     def find(self, database: object | None) -> Any:
         """Return the caller's innermost open scope (of that database, if one is given) or None."""
-        scope = self._innermost.get()
+        scope = self.last()
         while scope is not None:
             wanted = database is None or scope.database is database
             if wanted and scope.is_open and self._is_mine(scope.state) and not scope.state.reason:
@@ -49,20 +62,24 @@ class Ambient:
 
     def inherited(self, state: SessionState) -> bool:
         """Tell whether the scope of that state was open where this context comes from."""
-        scope = self._innermost.get()
+        scope = self.last()
         while scope is not None and scope.state is not state:
             scope = scope.outer
         return scope is not None and bool(scope.is_open)
 
     def push(self, scope: OpenScope) -> None:
         """Make the scope the innermost one."""
-        scope.outer = _first_open(self._innermost.get())
-        self._innermost.set(scope)
+        scope.outer = _first_open(self.last())
+        if scope.state is not None:
+            scope.state.scopes.append(scope)
+        self.put(scope)
 
     def pop(self, scope: OpenScope) -> None:
         """Forget a scope that was left; in another context there is nothing to forget."""
-        if self._innermost.get() is scope:
-            self._innermost.set(_first_open(scope.outer))
+        if scope.state is not None and scope in scope.state.scopes:
+            scope.state.scopes.remove(scope)
+        if self.last() is scope:
+            self.put(_first_open(scope.outer))
 
 
 def _first_open(scope: Any) -> Any:

@@ -20,24 +20,24 @@ class _Sides:
     That holds for a scope of the body's own too, which it may leave open at a ``yield``.
     """
 
-    __slots__ = ("_innermost", "_inside", "_outside", "_scope")
+    __slots__ = ("_ambient", "_inside", "_outside", "_scope")
 
     def __init__(self, ambient: Ambient, scope: Any) -> None:
         self._scope = scope
-        self._innermost = ambient._innermost
-        self._outside = self._inside = self._innermost.get()
+        self._ambient = ambient
+        self._outside = self._inside = ambient.last()
 
     def leave(self) -> None:
         """Let the caller see what it has open itself."""
-        self._inside = self._innermost.get()
-        self._innermost.set(self._outside)
+        self._inside = self._ambient.last()
+        self._ambient.put(self._outside)
         self._scope.suspend()
 
     def enter(self) -> None:
         """Let the body see what it had open, in whichever context it goes on."""
-        self._outside = self._innermost.get()
+        self._outside = self._ambient.last()
         self._scope.resume()
-        self._innermost.set(self._inside)
+        self._ambient.put(self._inside)
 
 
 def _keep_for(body: object, session: object) -> None:

@@ -28,10 +28,8 @@ from ._hooks import (
 )
 from ._outcome import Outcome
 from ._session import KitSession, core_of_async_session, core_of_session, refuse_stream
-from ._state import SessionState
-from .errors import (
-    ConcurrentSessionUseError,
-)
+from ._state import RollbackMark, SessionState
+from .errors import ConcurrentSessionUseError, TransactionError
 
 T = TypeVar("T")
 
@@ -180,6 +178,50 @@ class ProtectedTransaction(CheckedTransaction):
         )
 
 
+class BoundedSavepoint(CheckedTransaction):
+    """Is ``session.begin_nested()`` whose waits are bounded, those of its undoing as well."""
+
+    __slots__ = ()
+
+    async def start(self, is_ctxmanager: bool = False) -> AsyncSessionTransaction:
+        """Send SAVEPOINT, within the deadline."""
+        await self._within(super().start, is_ctxmanager)
+        return self
+
+    async def commit(self) -> None:
+        """Send RELEASE SAVEPOINT, within the deadline."""
+        await self._within(super().commit)
+
+    async def rollback(self) -> None:
+        """Send ROLLBACK TO SAVEPOINT, ``cleanup_timeout`` seconds at the longest."""
+        core_of_async_session(self.session).kit_check_owner()
+        await self._undo(self._sync_transaction().rollback)
+
+    async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """End the savepoint."""
+        if type_ is None:
+            await self._within(super().__aexit__, type_, value, traceback)
+        else:
+            transaction = self._sync_transaction()
+            await self._undo(lambda: transaction.__exit__(type_, value, traceback))
+
+    async def _within(self, call: Callable[..., Any], *arguments: Any) -> None:
+        state = core_of_async_session(self.session).kit_state
+        if state.deadline is None:
+            await call(*arguments)
+        else:
+            await _bounded(state.deadline, state, call, *arguments)
+
+    async def _undo(self, step: Callable[[], object]) -> None:
+        core = core_of_async_session(self.session)
+        limit = core.kit_state.config.cleanup_timeout
+        core.kit_check()
+        if not await async_carry(self.session, lambda _: step(), patience=limit, grace=limit):
+            # What it held may still be in the transaction, which therefore must not be committed.
+            error = TransactionError(f"undoing a savepoint took more than {limit:g} s")
+            core.kit_state.mark_failed(RollbackMark("around a savepoint", error, None))
+
+
 async def _bounded(
     deadline: Deadline,
     state: SessionState,
@@ -259,8 +301,8 @@ class TaskSession(AsyncSession):
         return ProtectedTransaction(self)
 
     def begin_nested(self) -> AsyncSessionTransaction:
-        """Begin a savepoint as usual; another task than the owner cannot end it."""
-        return CheckedTransaction(self, nested=True)
+        """Begin a savepoint as usual: for the owner alone, and within the deadline of the scope."""
+        return BoundedSavepoint(self, nested=True)
 
     async def commit(self) -> None:
         """Commit; cancelled meanwhile, wait ``commit_grace`` seconds for the answer, then re-raise.

@@ -114,6 +114,7 @@ class SessionState:
         "reason",
         "root",
         "scoped",
+        "scopes",
         "since",
         "stopped",
         "terms",
@@ -136,6 +137,8 @@ class SessionState:
         self.reason: str | None = None
         self.stopped = False
         self.scoped = False
+        # Those open on it: what else knows them may be the context alone, which keeps none.
+        self.scopes: list[Any] = []
         self.database: Any = None
         self.engine: Any = None
         self.enclosing = False

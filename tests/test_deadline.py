@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from asyncsession_kit import AsyncDatabase, TransactionTimeoutError
+from asyncsession_kit import AsyncDatabase, TransactionTimeoutError, UnexpectedRollbackError
 from asyncsession_kit.testing import FaultProxy
 from tests.support.databases import open_database, stored_names
 from tests.support.fixtures import PgDatabase
@@ -97,3 +97,47 @@ async def test_an_error_that_has_nothing_to_do_with_it_stays(db: AsyncDatabase) 
     with pytest.raises(ProgrammingError):
         async with db.session_scope(timeout=20) as session:
             await session.execute(text("SELECT nonsense"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_savepoint_on_a_dead_link_ends_with_the_deadline(
+    db: AsyncDatabase, proxy: FaultProxy, by_hand: bool
+) -> None:
+    """The end of begin_nested() is a wait for the database like any other."""
+    scope = db.session_scope(timeout=1, cleanup_timeout=0.3)
+    with pytest.raises(TransactionTimeoutError):
+        async with asyncio.timeout(20), scope as session:
+            await session.execute(ONE)
+            proxy.inject("black_hole", on="RELEASE SAVEPOINT.*")
+            savepoint = await session.begin_nested()
+            session.add(Account(name="a"))
+            if by_hand:
+                await savepoint.commit()
+            else:
+                await savepoint.__aexit__(None, None, None)
+    assert scope.outcome == "rolled_back"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_undoing_a_savepoint_on_a_dead_link_is_bounded(
+    db: AsyncDatabase, proxy: FaultProxy, by_hand: bool
+) -> None:
+    """After cleanup_timeout the connection is dropped, and nothing of the scope is committed."""
+    scope = db.session_scope(cleanup_timeout=0.3)
+    with pytest.raises((UnexpectedRollbackError, DBAPIError)):
+        async with asyncio.timeout(20), scope as session:
+            session.add(Account(name="a"))
+            await session.flush()
+            proxy.inject("black_hole", on="ROLLBACK TO.*")
+            savepoint = await session.begin_nested()
+            await session.execute(ONE)
+            if by_hand:
+                await savepoint.rollback()
+            else:
+                await savepoint.__aexit__(LookupError, LookupError(), None)
+    assert scope.outcome == "rolled_back"
+    proxy.heal()
+    async with db.session_scope() as session:
+        assert await session.scalar(text("SELECT count(*) FROM accounts")) == 0

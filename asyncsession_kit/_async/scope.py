@@ -70,6 +70,7 @@ class AsyncSessionScope:
     """
 
     __slots__ = (
+        "__weakref__",
         "_around",
         "_core",
         "_database",

@@ -71,6 +71,7 @@ class SessionScope:
     """
 
     __slots__ = (
+        "__weakref__",
         "_around",
         "_core",
         "_database",
