@@ -17,6 +17,8 @@ from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollba
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
+from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
+from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
@@ -119,6 +121,8 @@ __all__ = [
     "SessionError",
     "SessionOptions",
     "SessionScope",
+    "SessionStats",
+    "StatsSnapshot",
     "TransactionDoomedError",
     "TransactionError",
     "TransactionTimeoutError",
@@ -142,15 +146,18 @@ __all__ = [
     "get_database",
     "get_session",
     "get_session_config",
+    "get_session_stats",
     "on_begin",
     "on_commit",
     "on_completion",
     "on_rollback",
     "register_classifier",
+    "reset_session_stats",
     "session_scope",
     "set_on_retry",
     "set_retry_testing",
     "setup_database_connection",
+    "take_session_stats",
     "with_retry",
     "with_session",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from ._concurrency import logger
 from ._outcome import Outcome
@@ -20,13 +19,14 @@ _TOLD = {
 
 
 def is_logged(config: SessionConfig) -> bool:
-    """Tell whether monitoring is on, and somebody listens at its level."""
-    return config.enable_monitoring and logger.isEnabledFor(_LEVELS[config.log_level])
+    """Tell whether somebody listens at the level of the scopes."""
+    return logger.isEnabledFor(_LEVELS[config.log_level])
 
 
-def log_end(config: SessionConfig, name: str, outcome: Outcome, commits: int, began: float) -> None:
+def log_end(
+    config: SessionConfig, name: str, outcome: Outcome, commits: int, seconds: float
+) -> None:
     """Log the end of a scope."""
-    seconds = time.monotonic() - began
     # The fields of the record are for machines; no value of a statement is among them.
     fields = {"scope": name, "outcome": str(outcome), "duration": seconds, "commits": commits}
     logger.log(

@@ -252,6 +252,7 @@ class KitSession(Session):
                 f"rollback() in the scope opened at {describe(state.origin)} cannot undo anything:"
                 " it has no transaction, and each statement was stored by itself"
             )
+        state.note_handled()
         state.flush_error = None
         state.marks = ()
         if state.connection is None and self.in_transaction():
@@ -284,16 +285,29 @@ class KitSession(Session):
             state.discard()
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
-            state.closed = True
-            state.leave_pool()
+            self._closed()
             return
+        if not state.scoped and self.in_transaction():
+            state.note_handled()
         self._note_slipped()
         try:
             super().close()
         finally:
-            state.closed = True
-            # Given up on a dead link, it may not have come to the end of its transaction.
-            state.leave_pool()
+            self._closed()
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close."""
+        if value is not None:
+            self.kit_state.note_handled()
+        self.close()
+
+    def _closed(self) -> None:
+        state = self.kit_state
+        state.closed = True
+        # Given up on a dead link, it may not have come to the end of its transaction.
+        state.leave_pool()
+        if state.figures is not None and not state.scoped:
+            state.figures.close(state, None, None)
 
     def reset(self) -> None:
         """Reset as usual; in a joined scope that would end the outermost one's transaction."""

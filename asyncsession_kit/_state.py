@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from ._concurrency import (
 from ._deadline import Deadline
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
+from ._stats.faults import Fault, fault_of
 from ._terms import DEFAULT, Kind, Terms
 from ._unit import note_end, note_resolved
 from .config import SessionConfig, Verify
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from ._certainty import Evidence, TokenKeeper
     from ._holders import Holders
     from ._hooks import Hooks
+    from ._stats.collector import Figures
 
 
 def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> bool:
@@ -86,12 +89,16 @@ class SessionState:
         "database",
         "deadline",
         "asks",
+        "since",
         "enclosing",
         "evidence",
         "in_doubt",
         "keeper",
         "verify",
         "engine",
+        "failing",
+        "fault",
+        "figures",
         "flush_error",
         "holders",
         "hooks",
@@ -116,6 +123,13 @@ class SessionState:
         self.config = config
         self.origin = origin
         self.terms = terms
+        self.since = time.monotonic()
+        # Where it is counted; None where monitoring was off when it was opened.
+        self.figures: Figures | None = None
+        # Whether an error ends the transaction; None: nobody has said.
+        self.failing: bool | None = None
+        # The error that ended it, as it is counted; a scope is told of its own as it is left.
+        self.fault: Fault | None = None
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.scoped = False
@@ -206,12 +220,15 @@ class SessionState:
         """Record how the transaction that has just ended did end."""
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
-            self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
+            error = self.commit_error or sys.exc_info()[1]
+            self.outcome = self._judge(error)
+            failed = self._has_failed(error)
             settle(self.commit_error, self.outcome)
             # What can still be found out is not told yet, and nobody is let to its place.
             self.in_doubt = self.outcome is Outcome.UNKNOWN and self.asks
             if not self.in_doubt:
-                self._tell()
+                self._tell(failed=failed)
+        self.failing = None
         if not self.in_doubt:
             note_end(self)
             self.leave_pool()
@@ -221,17 +238,36 @@ class SessionState:
         self.marks = ()
         self.commit_error = self.evidence = None
 
-    def _tell(self) -> None:
-        transaction = self.terms.kind is Kind.TRANSACTION
-        self.commits += transaction and self.outcome is Outcome.COMMITTED
-        if self.hooks is not None and self.outcome is not None:
+    def _tell(self, *, failed: bool) -> None:
+        assert self.outcome is not None
+        if self.terms.kind is Kind.TRANSACTION:
+            self.commits += self.outcome is Outcome.COMMITTED
+            if self.figures is not None:
+                self.figures.end(self.outcome, failed)
+        if self.hooks is not None:
             self.hooks.settle(self.outcome)
+
+    def _has_failed(self, error: BaseException | None) -> bool:
+        """Tell whether an error has ended the transaction, and not somebody who chose to."""
+        if self.outcome is Outcome.COMMITTED:
+            return False
+        if self.failing is None and error is not None:
+            self.failing, self.fault = True, fault_of(error)
+        return bool(self.failing)
+
+    def note_handled(self) -> None:
+        """Note that the caller handles an error just now: it is why the transaction ends."""
+        error = sys.exc_info()[1]
+        if self.failing is None and error is not None:
+            self.failing, self.fault = True, fault_of(error)
 
     def resolve(self, outcome: Outcome) -> None:
         """Record what was found out of the transaction whose end was in doubt."""
         self.in_doubt = self.asks = False
         self.outcome = outcome
-        self._tell()
+        if outcome is Outcome.COMMITTED:
+            self.fault = None
+        self._tell(failed=outcome is not Outcome.COMMITTED)
         note_resolved(self, outcome)
         self.leave_pool()
 

@@ -215,6 +215,15 @@ def check_verify(name: str, value: object) -> None:
         )
 
 
+def check_name(name: str, value: object) -> None:
+    """Check the name of a scope.
+
+    :raises ConfigurationError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name}={value!r} is not a name; give text such as 'sign-up'")
+
+
 def check_certainty_name(name: str, value: object) -> None:
     """Check the name of a level of certainty.
 
@@ -269,6 +278,8 @@ def check_scope(options: Mapping[str, object], own: Mapping[str, object]) -> Non
         if own.get(name) is not None:
             check_bool(name, own[name])
     _check_optional_seconds("timeout", own.get("timeout"))
+    if own.get("name") is not None:
+        check_name("name", own["name"])
     if own.get("verify") is not None:
         check_verify("verify", own["verify"])
     for name, value in options.items():

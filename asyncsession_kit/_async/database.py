@@ -31,6 +31,7 @@ from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
 from .._state import Limiter, SessionState
+from .._stats.collector import collector
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import AsyncEngine, AsyncSession, create_async_engine, unwrap_async_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
@@ -72,6 +73,7 @@ class AsyncDatabase:
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
+        self.figures = collector.figures(name)
         self.retry_budget = RetryBudget()
         self._source = EngineSource(url, engine_options)
         self._session_class = async_kit_class(session_class)
@@ -177,7 +179,7 @@ class AsyncDatabase:
         if config.commit_check != NONE:
             check_certainty(dialect, config.commit_check)
             state.keeper = self._keeper if config.commit_check == TOKEN else None
-        return self._session_class(
+        session = self._session_class(
             engine,
             kit_on_begin=on_begin,
             kit_state=state,
@@ -185,6 +187,9 @@ class AsyncDatabase:
             autoflush=config.autoflush,
             close_resets_only=False,
         )
+        if config.enable_monitoring:
+            self.figures.open(state)
+        return session
 
     def session_scope(
         self, *, session: AsyncSession | None = None, **settings: Unpack[ScopeSettings]

@@ -32,6 +32,7 @@ from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import kit_class
 from .._state import Limiter, SessionState
+from .._stats.collector import collector
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import Engine, Session, create_engine, unwrap_engine
 from ..config import ScopeOptions, ScopeSettings, get_session_config
@@ -73,6 +74,7 @@ class Database:
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
+        self.figures = collector.figures(name)
         self.retry_budget = RetryBudget()
         self._source = EngineSource(url, engine_options)
         self._session_class = kit_class(session_class)
@@ -178,7 +180,7 @@ class Database:
         if config.commit_check != NONE:
             check_certainty(dialect, config.commit_check)
             state.keeper = self._keeper if config.commit_check == TOKEN else None
-        return self._session_class(
+        session = self._session_class(
             engine,
             kit_on_begin=on_begin,
             kit_state=state,
@@ -186,6 +188,9 @@ class Database:
             autoflush=config.autoflush,
             close_resets_only=False,
         )
+        if config.enable_monitoring:
+            self.figures.open(state)
+        return session
 
     def session_scope(
         self, *, session: Session | None = None, **settings: Unpack[ScopeSettings]

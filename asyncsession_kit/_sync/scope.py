@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from functools import partial
 from types import TracebackType
@@ -61,7 +60,6 @@ class SessionScope:
 
     __slots__ = (
         "_around",
-        "_began",
         "_core",
         "_database",
         "_decision",
@@ -89,7 +87,6 @@ class SessionScope:
         self._given = session
         self._given_up = False
         self._around: Deadline | None = None
-        self._began = 0.0
         self._decision = Decision.OPEN
         self._savepoint: SessionTransaction | None = None
         self._session: Session | None = None
@@ -287,7 +284,6 @@ class SessionScope:
     def _open(self, *, enclosing: bool) -> None:
         assert self._database is not None
         request = self._request
-        self._began = time.monotonic()
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
         state.scoped = True
@@ -349,7 +345,7 @@ class SessionScope:
             exc = error
             raise
         finally:
-            self._leave(state, done)
+            self._leave(state, done, exc)
             settle(exc, self._ending)
             # Its traceback may lead to this frame, and would keep it and the session.
             del exc
@@ -442,6 +438,9 @@ class SessionScope:
             if state.hooks is not None:
                 run_before_commit(state.hooks)
             commit_session(self._session, commit_and_close)
+        except BaseException:
+            state.failing = True
+            raise
         finally:
             self._ensure_closed(state)
 
@@ -461,6 +460,7 @@ class SessionScope:
         alone = state.terms.kind is not Kind.TRANSACTION
         quietly = stopped or alone or not state.config.auto_rollback
         step = close_core if quietly else rollback_and_close
+        state.failing = exc is not None and not isinstance(exc, GeneratorExit)
         limit = state.config.cleanup_timeout
         try:
             carry(self._session, step, patience=limit, grace=limit)
@@ -471,6 +471,7 @@ class SessionScope:
     def _discard(self, state: SessionState, core: KitSession) -> None:
         """Close without a commit, and tell if that lost something."""
         lost = core.kit_has_uncommitted_work()
+        state.failing = False
         self._ensure_closed(state)
         if lost:
             code, line = self._request.origin
@@ -491,13 +492,15 @@ class SessionScope:
         limit = state.config.cleanup_timeout
         carry(self._session, close_core, patience=limit, grace=limit)
 
-    def _leave(self, state: SessionState, done: bool) -> None:
+    def _leave(self, state: SessionState, done: bool, exc: BaseException | None) -> None:
         kept = done and state.config.auto_commit
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None
-        if is_logged(state.config):
-            log_end(state.config, self._told_name, self._ending, state.commits, self._began)
+        if state.figures is not None:
+            seconds = state.figures.close(state, self.name, exc)
+            if is_logged(state.config):
+                log_end(state.config, self._told_name, self._ending, state.commits, seconds)
         self._forget()
 
     def _forget(self) -> None:
