@@ -18,6 +18,7 @@ from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
 from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
+from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._sync.database import Database
 from ._sync.decorator import with_session
@@ -104,6 +105,7 @@ __all__ = [
     "Outcome",
     "PoolDeadlockError",
     "PoolExhaustedError",
+    "PoolStats",
     "PropagationError",
     "QueryCancelledError",
     "ReadOnlyTransactionError",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -94,6 +95,8 @@ class KitSession(Session):
             self._note_level(clause)
         if state.deadline is not None:
             state.deadline.check()
+        if state.figures is not None:
+            state.used = time.monotonic()
         if state.connection is None:
             if state.deadline is not None:
                 state.deadline.asked()
@@ -415,6 +418,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if transaction.nested:
         return
     state.connection, state.root = conn, conn.get_transaction()
+    if state.figures is not None:
+        state.figures.begin(state, conn)
     if state.deadline is not None:
         state.deadline.connected()
         asking.set(None)

@@ -115,6 +115,8 @@ class SessionState:
         "terms",
         "thread",
         "told",
+        "used",
+        "waited",
     )
 
     def __init__(
@@ -126,6 +128,10 @@ class SessionState:
         self.since = time.monotonic()
         # Where it is counted; None where monitoring was off when it was opened.
         self.figures: Figures | None = None
+        # When it was last used (seconds of the same clock), as far as that is counted.
+        self.used = self.since
+        # How long it waited for its connection (seconds).
+        self.waited: float | None = None
         # Whether an error ends the transaction; None: nobody has said.
         self.failing: bool | None = None
         # The error that ended it, as it is counted; a scope is told of its own as it is left.
@@ -240,10 +246,10 @@ class SessionState:
 
     def _tell(self, *, failed: bool) -> None:
         assert self.outcome is not None
-        if self.terms.kind is Kind.TRANSACTION:
-            self.commits += self.outcome is Outcome.COMMITTED
-            if self.figures is not None:
-                self.figures.end(self.outcome, failed)
+        transaction = self.terms.kind is Kind.TRANSACTION
+        self.commits += transaction and self.outcome is Outcome.COMMITTED
+        if self.figures is not None:
+            self.figures.end(self, self.outcome if transaction else None, failed)
         if self.hooks is not None:
             self.hooks.settle(self.outcome)
 
