@@ -13,6 +13,7 @@ from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
+from ._diagnosis import OpenSession, dump_open_sessions, list_open_sessions
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
@@ -71,6 +72,7 @@ from .errors import (
     ServerUnavailableError,
     SessionClosedError,
     SessionError,
+    SessionLeakWarning,
     TransactionDoomedError,
     TransactionError,
     TransactionTimeoutError,
@@ -102,6 +104,7 @@ __all__ = [
     "ForeignKeyError",
     "LockTimeoutError",
     "NotNullError",
+    "OpenSession",
     "Outcome",
     "PoolDeadlockError",
     "PoolExhaustedError",
@@ -121,6 +124,7 @@ __all__ = [
     "SessionClosedError",
     "SessionConfig",
     "SessionError",
+    "SessionLeakWarning",
     "SessionOptions",
     "SessionScope",
     "SessionStats",
@@ -143,12 +147,14 @@ __all__ = [
     "current_scope",
     "current_session",
     "dispose_database",
+    "dump_open_sessions",
     "gather_scopes",
     "get_async_session",
     "get_database",
     "get_session",
     "get_session_config",
     "get_session_stats",
+    "list_open_sessions",
     "on_begin",
     "on_commit",
     "on_completion",

@@ -207,6 +207,11 @@ class Holders:
         states = [state() for state in self._holding.keyrefs()]
         return sum(state is not None and state.connection is None for state in states)
 
+    def is_asked_by(self, state: SessionState) -> bool:
+        """Tell whether that session waits for a connection now."""
+        at_pool = self.capacity is None and state in self._holding and state.connection is None
+        return at_pool or any(place.state is state for place in self._queue.copy())
+
     # --- errors -----------------------------------------------------------------------------------
 
     def refuse(self, place: Place, seconds: float) -> None:

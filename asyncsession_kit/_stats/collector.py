@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 from sqlalchemy.util import immutabledict
 
-from .._callsite import Origin, describe
+from .._callsite import Origin, describe, stack_text
 from .._concurrency import RLock
 from .._outcome import Outcome
 from ..errors import DatabaseNotConfiguredError
 from .faults import Fault, fault_of
 from .histogram import BOUNDS, Histogram
+from .leaks import note_return, watch
 from .pools import PoolFigures, PoolWatch
 from .snapshot import COUNTERS, ScopeFigures, StatsSnapshot, merged
 
@@ -119,6 +120,11 @@ class Figures:
                 gauge.peak = active
         finally:
             self._release()
+        config = state.config
+        if config.leak_threshold is not None and state.since + config.leak_threshold < watch.due:
+            watch.by(state.since + config.leak_threshold)
+        if config.capture_stack:
+            state.stack = stack_text()
 
     def close(self, state: SessionState, name: str | None, error: BaseException | None) -> float:
         """Count a session that has ended, by the name of its scope or else where it was opened.
@@ -147,12 +153,15 @@ class Figures:
                 times.failed += error is not None or not state.scoped
         finally:
             self._release()
+        if state.leaked:
+            note_return(state, seconds)
         return seconds
 
     def begin(self, state: SessionState, connection: Connection) -> None:
         """Note how long a session waited for the connection of its transaction."""
         now = monotonic()
         state.waited = now - state.used
+        state.wait_took += state.waited
         if connection.dialect.name == "sqlite":
             # Its BEGIN waits for the turn to write as well, which is no matter of the pool.
             taken = (connection.connection.record_info or {}).get(self.pool, now)
@@ -172,6 +181,11 @@ class Figures:
             self.unknown_outcomes += 1
         self.failed_transactions += outcome is not None and failed
         self._release()
+
+    def leak(self) -> None:
+        """Count a session that was open too long, or was forgotten."""
+        with self._lock:
+            self.leaked_sessions += 1
 
     def note(self, kind: str) -> None:
         """Count an error that has ended no session."""
