@@ -6,7 +6,7 @@ import os
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from ._concurrency import Lock, forget_tasks
+from ._concurrency import Lock, RLock, forget_tasks
 
 
 class Resettable(Protocol):
@@ -48,5 +48,13 @@ def _in_child() -> None:
         thing.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # Windows has no fork.
+def hold_over_forks(lock: RLock) -> None:
+    """Take the lock around every fork, so that what it guards is whole in the child, and free."""
+    if hasattr(os, "register_at_fork"):  # Windows has no fork.
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+
+
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)

@@ -22,6 +22,8 @@ from ._ambient import ambient, async_ambient
 from ._callsite import describe, user_origin
 from ._concurrency import Cancelled, logger
 from ._outcome import Outcome
+from ._stats.collector import Figures
+from ._stats.faults import HOOK
 from ._terms import Kind
 from .errors import ConfigurationError, PropagationError
 
@@ -49,9 +51,10 @@ class EndHook:
 class Hooks:
     """Holds the callables of one session."""
 
-    __slots__ = ("at_begin", "at_commit", "at_end")
+    __slots__ = ("at_begin", "at_commit", "at_end", "figures")
 
-    def __init__(self) -> None:
+    def __init__(self, figures: Figures | None) -> None:
+        self.figures = figures
         self.at_begin: list[Callable[..., Any]] = []
         self.at_commit: list[tuple[Callable[..., Any], SessionTransaction | None]] = []
         self.at_end: deque[EndHook] = deque()
@@ -159,7 +162,7 @@ def _hooks_of_open_scope(name: str, fn: object) -> Hooks:
             " one"
         )
     if scope.state.hooks is None:
-        scope.state.hooks = Hooks()
+        scope.state.hooks = Hooks(scope.state.figures)
     hooks: Hooks = scope.state.hooks
     return hooks
 
@@ -224,7 +227,7 @@ async def async_run_at_end(hooks: Hooks, outcome: Outcome) -> None:
                     # The others are told of the end all the same; the caller then is cancelled.
                     cancellation = error
                 except Exception as error:
-                    _log(hook, error)
+                    _log(hooks, hook, error)
     finally:
         _running.reset(token)
     if cancellation is not None:
@@ -242,7 +245,7 @@ def run_at_end(hooks: Hooks, outcome: Outcome) -> None:
                 try:
                     _refuse_coroutine(hook.call, hook.run())
                 except Exception as error:
-                    _log(hook, error)
+                    _log(hooks, hook, error)
     finally:
         _running.reset(token)
 
@@ -261,5 +264,7 @@ def _refuse_coroutine(fn: object, result: object) -> None:
         )
 
 
-def _log(hook: EndHook, error: Exception) -> None:
+def _log(hooks: Hooks, hook: EndHook, error: Exception) -> None:
+    if hooks.figures is not None:
+        hooks.figures.note(HOOK)
     logger.error("a hook failed: %r", hook.call, exc_info=error)

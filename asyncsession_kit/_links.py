@@ -68,8 +68,8 @@ class Links:
 
     def __init__(self, engine: Engine, text: str) -> None:
         self.loop: Home | None = None
-        # Gives back what belongs to a connection that is let go of.
-        self.on_drop: Callable[[ConnectionPoolEntry], object] | None = None
+        # Give back what belongs to a connection that is let go of, and take note of it.
+        self.on_drop: list[Callable[[ConnectionPoolEntry], object]] = []
         self._thread = thread_id()
         self._text = text
         self._engine = ref(engine)
@@ -125,8 +125,8 @@ class Links:
 
     def _drop(self, record: ConnectionPoolEntry) -> None:
         home, driver = record.info.get(_HOME), self._driver
-        if self.on_drop is not None:
-            self.on_drop(record)
+        for tell in self.on_drop:
+            tell(record)
         connection = _take_out(record)
         if connection is not None:
             _end(driver, connection, home)

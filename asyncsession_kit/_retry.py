@@ -28,6 +28,8 @@ from ._policy import (
     is_connection_failure,
 )
 from ._session import KitSession
+from ._stats.collector import Figures, collector
+from ._stats.faults import HOOK
 from ._unit import Unit, note_attached
 from .config import check_bool, get_session_config
 from .errors import ConfigurationError, RetryExhaustedError
@@ -57,6 +59,8 @@ class Course:
         self._started = started
         self._limits = _mode.limited(policy.filled(get_session_config()))
         self._errors: list[Exception] = []
+        # Where it is counted; None where monitoring is off.
+        self._figures: Figures | None = None
 
     def wait_after(self, error: Exception, unit: Unit, cancelled: bool) -> float | None:
         """Return the seconds until the next attempt, or None: the error goes on as it is.
@@ -64,6 +68,8 @@ class Course:
         :raises RetryExhaustedError: the error would be worth another attempt, but there is none.
         """
         self._errors.append(error)
+        if get_session_config().enable_monitoring:
+            self._figures = getattr(unit.database, "figures", collector.strays)
         if not self._policy.wants(error) or self._limits.attempts == 1:
             return None
         if (why := self._why_not(unit, cancelled)) is not None:
@@ -139,6 +145,8 @@ class Course:
         return budget.take(time.monotonic())
 
     def _exhausted(self, reason: str, why: str) -> RetryExhaustedError:
+        if self._figures is not None:
+            self._figures.exhaust()
         elapsed = time.monotonic() - self._started
         logger.info("%s is given up after %.3f s: %s", self._name, elapsed, reason)
         last = type(self._errors[-1]).__name__
@@ -149,6 +157,8 @@ class Course:
         )
 
     def _tell(self, details: RetryDetails) -> None:
+        if self._figures is not None:
+            self._figures.retry()
         logger.info(
             "attempt %d of %d of %s failed with %s; trying again in %.3f s",
             details.attempt,
@@ -159,14 +169,15 @@ class Course:
         )
         for hook in (self._policy.on_retry, _on_retry):
             if hook is not None:
-                _call_hook(hook, details)
+                self._call(hook, details)
 
-
-def _call_hook(hook: RetryHook, details: RetryDetails) -> None:
-    try:
-        hook(details)
-    except Exception as error:
-        logger.error("a retry hook failed: %s", type(error).__name__, exc_info=error)
+    def _call(self, hook: RetryHook, details: RetryDetails) -> None:
+        try:
+            hook(details)
+        except Exception as error:
+            if self._figures is not None:
+                self._figures.note(HOOK)
+            logger.error("a retry hook failed: %s", type(error).__name__, exc_info=error)
 
 
 # --- what was passed ------------------------------------------------------------------------------

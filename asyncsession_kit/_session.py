@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -33,6 +34,7 @@ from ._open_sessions import note_closed, note_open, open_cores
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
+from ._stats.leaks import note_forgotten
 from ._terms import Kind
 from .errors import (
     ConfigurationError,
@@ -105,6 +107,8 @@ class KitSession(Session):
             self._note_level(clause)
         if state.deadline is not None:
             state.deadline.check()
+        if state.figures is not None:
+            state.used = time.monotonic()
         if state.connection is None:
             if state.deadline is not None:
                 state.deadline.asked()
@@ -179,6 +183,9 @@ class KitSession(Session):
         except BaseException as error:
             self.kit_state.flush_error = error
             raise
+        finally:
+            if self.kit_state.flush_began:
+                self.kit_state.note_flush()
 
     def commit(self) -> None:
         """Commit; after a failure the connection has been rolled back before it is returned.
@@ -263,6 +270,7 @@ class KitSession(Session):
                 f"rollback() in the scope opened at {describe(state.origin)} cannot undo anything:"
                 " it has no transaction, and each statement was stored by itself"
             )
+        state.note_handled()
         state.flush_error = None
         state.marks = ()
         if state.connection is None and self.in_transaction():
@@ -295,22 +303,41 @@ class KitSession(Session):
             state.discard()
         # Without objects and a transaction there is nothing to let go of.
         if not self.identity_map and not self.new and not self.in_transaction():
-            state.closed = True
-            note_closed(self)
-            state.leave_pool()
+            self._closed()
             return
+        if not state.scoped and self.in_transaction():
+            state.note_handled()
         self._note_slipped()
         try:
             super().close()
         finally:
-            state.closed = True
-            note_closed(self)
-            # Given up on a dead link, it may not have come to the end of its transaction.
-            state.leave_pool()
+            self._closed()
+
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Close."""
+        if value is not None:
+            self.kit_state.note_handled()
+        self.close()
+
+    def _closed(self) -> None:
+        state = self.kit_state
+        state.closed = True
+        note_closed(self)
+        # Given up on a dead link, it may not have come to the end of its transaction.
+        state.leave_pool()
+        if state.figures is not None and not state.scoped:
+            state.figures.close(state, None, None)
+
+    def __del__(self) -> None:
+        """Report a session that was forgotten open."""
+        # One whose constructor failed has no state.
+        if (state := getattr(self, "kit_state", None)) is not None and not state.closed:
+            note_forgotten(state)
 
     def kit_forked(self) -> None:
         """Refuse every use in a forked child, before anything is sent on the parent's sockets."""
         self.kit_state.forked()
+        self.kit_state.figures = None
         note_closed(self)
 
     def reset(self) -> None:
@@ -429,6 +456,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if transaction.nested:
         return
     state.connection, state.root = conn, conn.get_transaction()
+    if state.figures is not None:
+        state.figures.begin(state, conn)
     if state.deadline is not None:
         state.deadline.connected()
         asking.set(None)
@@ -445,6 +474,8 @@ def _before_flush(session: KitSession, context: object, objects: object) -> None
     state = session.kit_state
     if not session.kit_has_changes():
         return
+    if state.figures is not None:
+        state.flush_began = time.monotonic()
     if state.read_only:
         raise ReadOnlyTransactionError(
             f"a read-only scope (opened at {describe(state.origin)}) has changes to"
@@ -490,6 +521,8 @@ def _before_commit(session: KitSession) -> None:
         if state.connection is not None:
             state.evidence = take_evidence(state.connection, check, state.verify)
     state.committing = True
+    if state.figures is not None:
+        state.commit_began = time.monotonic()
 
 
 def _after_commit(session: KitSession) -> None:

@@ -163,6 +163,7 @@ class ProtectedTransaction(CheckedTransaction):
         """End the transaction in a task of its own."""
         transaction = self._sync_transaction()
         state = core_of_async_session(self.session).kit_state
+        state.note_handled()
         config = state.config
         if type_ is None and state.hooks is not None and not self.nested:
             try:
@@ -316,6 +317,12 @@ class TaskSession(AsyncSession):
             await async_run_before_commit(core.kit_state.hooks)
         await async_commit_session(self, KitSession.commit)
 
+    async def rollback(self) -> None:
+        """Roll back the whole transaction."""
+        # Where SQLAlchemy runs what waits, in a greenlet, this is no longer to be seen.
+        core_of_async_session(self).kit_state.note_handled()
+        await super().rollback()
+
     async def close(self) -> None:
         """Close for good; after ``cleanup_timeout`` seconds the connection is dropped instead."""
         core = core_of_async_session(self)
@@ -323,6 +330,7 @@ class TaskSession(AsyncSession):
             return
         if core.in_transaction():
             core.kit_check()
+            core.kit_state.note_handled()
             limit = core.kit_state.config.cleanup_timeout
             await async_carry(self, KitSession.close, patience=limit, grace=limit)
         else:
@@ -333,6 +341,8 @@ class TaskSession(AsyncSession):
 
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close."""
+        if value is not None:
+            core_of_async_session(self).kit_state.note_handled()
         await self.close()
 
 

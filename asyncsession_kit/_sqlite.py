@@ -89,7 +89,7 @@ def install(engine: Engine, busy_timeout: float, begin: Begin) -> None:
     """Make every connection and transaction of the engine behave; ``begin`` is of its world."""
     path = sqlite_file(engine.url)
     profile = _Profile(engine, writer_queue(path or f":memory:{id(engine)}"), busy_timeout, begin)
-    links_of(engine).on_drop = _return_turn
+    links_of(engine).on_drop.append(_return_turn)
     event.listen(engine, "connect", profile.on_connect)
     event.listen(engine, "begin", profile.on_begin)
     event.listen(engine, "reset", profile.on_reset)

@@ -31,6 +31,7 @@ from ._deadline import Deadline
 from ._links import enter_loop
 from ._outcome import Outcome
 from ._reads import NOTHING, OPAQUE
+from ._stats.faults import Fault, fault_of
 from ._terms import DEFAULT, Kind, Terms
 from ._unit import note_end, note_resolved
 from .config import SessionConfig, Verify
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ._certainty import Evidence, TokenKeeper
     from ._holders import Holders
     from ._hooks import Hooks
+    from ._stats.collector import Figures
 
 
 def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> bool:
@@ -84,7 +86,9 @@ class SessionState:
         "admitted",
         "adopted",
         "closed",
+        "commit_began",
         "commit_error",
+        "commit_took",
         "commits",
         "committed",
         "committing",
@@ -93,13 +97,22 @@ class SessionState:
         "database",
         "deadline",
         "asks",
+        "since",
         "enclosing",
         "evidence",
         "in_doubt",
         "keeper",
+        "leaked",
+        "name",
+        "stack",
         "verify",
         "engine",
+        "failing",
+        "fault",
+        "figures",
+        "flush_began",
         "flush_error",
+        "flush_took",
         "holders",
         "hooks",
         "joined",
@@ -120,6 +133,9 @@ class SessionState:
         "terms",
         "thread",
         "told",
+        "used",
+        "wait_took",
+        "waited",
     )
 
     def __init__(
@@ -128,6 +144,24 @@ class SessionState:
         self.config = config
         self.origin = origin
         self.terms = terms
+        self.since = time.monotonic()
+        # Where it is counted; None where monitoring was off when it was opened.
+        self.figures: Figures | None = None
+        # When it was last used (seconds of the same clock), as far as that is counted.
+        self.used = self.since
+        # How long it waited for its connection (seconds).
+        self.waited: float | None = None
+        # The name of its scope, the stack that opened it, and whether it was reported as leaked.
+        self.name: str | None = None
+        self.stack: str | None = None
+        self.leaked = False
+        # What took its time (seconds), and since when a flush or COMMIT runs.
+        self.wait_took = self.flush_took = self.commit_took = 0.0
+        self.flush_began = self.commit_began = 0.0
+        # Whether an error ends the transaction; None: nobody has said.
+        self.failing: bool | None = None
+        # The error that ended it, as it is counted; a scope is told of its own as it is left.
+        self.fault: Fault | None = None
         self.owner: Task | None = running_task()
         self.thread = thread_id()
         self.since = time.monotonic()
@@ -269,12 +303,18 @@ class SessionState:
         """Record how the transaction that has just ended did end."""
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
-            self.outcome = self._judge(self.commit_error or sys.exc_info()[1])
+            error = self.commit_error or sys.exc_info()[1]
+            self.outcome = self._judge(error)
+            failed = self._has_failed(error)
             settle(self.commit_error, self.outcome)
             # What can still be found out is not told yet, and nobody is let to its place.
             self.in_doubt = self.outcome is Outcome.UNKNOWN and self.asks
             if not self.in_doubt:
-                self._tell()
+                self._tell(failed=failed)
+        self.failing = None
+        if self.commit_began:
+            self.commit_took += time.monotonic() - self.commit_began
+            self.commit_began = 0.0
         if not self.in_doubt:
             note_end(self)
             self.leave_pool()
@@ -284,17 +324,44 @@ class SessionState:
         self.marks = ()
         self.commit_error = self.evidence = None
 
-    def _tell(self) -> None:
+    def note_flush(self) -> None:
+        """Note that a flush has ended; one inside of COMMIT is no part of that."""
+        took = time.monotonic() - self.flush_began
+        self.flush_began = 0.0
+        self.flush_took += took
+        if self.commit_began:
+            self.commit_began += took
+
+    def _tell(self, *, failed: bool) -> None:
+        assert self.outcome is not None
         transaction = self.terms.kind is Kind.TRANSACTION
         self.commits += transaction and self.outcome is Outcome.COMMITTED
-        if self.hooks is not None and self.outcome is not None:
+        if self.figures is not None:
+            self.figures.end(self, self.outcome if transaction else None, failed)
+        if self.hooks is not None:
             self.hooks.settle(self.outcome)
+
+    def _has_failed(self, error: BaseException | None) -> bool:
+        """Tell whether an error has ended the transaction, and not somebody who chose to."""
+        if self.outcome is Outcome.COMMITTED:
+            return False
+        if self.failing is None and error is not None:
+            self.failing, self.fault = True, fault_of(error)
+        return bool(self.failing)
+
+    def note_handled(self) -> None:
+        """Note that the caller handles an error just now: it is why the transaction ends."""
+        error = sys.exc_info()[1]
+        if self.failing is None and error is not None:
+            self.failing, self.fault = True, fault_of(error)
 
     def resolve(self, outcome: Outcome) -> None:
         """Record what was found out of the transaction whose end was in doubt."""
         self.in_doubt = self.asks = False
         self.outcome = outcome
-        self._tell()
+        if outcome is Outcome.COMMITTED:
+            self.fault = None
+        self._tell(failed=outcome is not Outcome.COMMITTED)
         note_resolved(self, outcome)
         self.leave_pool()
 

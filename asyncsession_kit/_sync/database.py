@@ -42,6 +42,7 @@ from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import kit_class
 from .._state import Limiter, SessionState, is_gathered
+from .._stats.collector import collector
 from .._stragglers import (
     SHUTDOWN_TIMEOUT,
     Straggler,
@@ -117,6 +118,7 @@ class Database:
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.name = name
+        self.figures = collector.figures(name)
         self.retry_budget = RetryBudget()
         self._source = EngineSource(url, engine_options)
         self._session_class = kit_class(session_class)
@@ -199,6 +201,7 @@ class Database:
         core = unwrap_engine(engine)
         self._limits = prepare(core, self._source, begin)
         holders = self._source.holders(core, wait_at_gate)
+        self.figures.pool.add(core, holders)
         return _Made(engine, self._variant(engine, holders, DEFAULT))
 
     def _create(self, more: Mapping[str, object]) -> Engine:
@@ -239,6 +242,7 @@ class Database:
             make_reader(core, dialect)
             links_of(core).settle(made.loop)
             holders = self._source.holders(core, wait_at_gate)
+            self.figures.pool.add(core, holders)
             made.variants[READERS] = self._variant(reader, holders, READERS)
         return made.variants[READERS]
 
@@ -261,7 +265,7 @@ class Database:
         if config.commit_check != NONE:
             check_certainty(dialect, config.commit_check)
             state.keeper = self._keeper if config.commit_check == TOKEN else None
-        return self._session_class(
+        session = self._session_class(
             engine,
             kit_on_begin=on_begin,
             kit_state=state,
@@ -269,6 +273,9 @@ class Database:
             autoflush=config.autoflush,
             close_resets_only=False,
         )
+        if config.enable_monitoring:
+            self.figures.open(state)
+        return session
 
     def session_scope(
         self, *, session: Session | None = None, **settings: Unpack[ScopeSettings]
@@ -321,6 +328,8 @@ class Database:
         with self._lock:
             engines = [engine for made in self._all.values() for engine in made.engines()]
             self._made, self._all = None, {}
+        for engine in engines:
+            self.figures.pool.remove(unwrap_engine(engine))
         return engines
 
     def refuse_new(self) -> None:

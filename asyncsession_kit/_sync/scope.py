@@ -31,7 +31,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
-from .._scope_log import is_logged, log_end
+from .._scope_log import is_logged, log_end, log_slow
 from .._session import KitSession, core_of_session
 from .._session_classes import given_session
 from .._session_steps import (
@@ -299,7 +299,7 @@ class SessionScope:
         request = self._request
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
-        state.scoped = True
+        state.scoped, state.name = True, request.name
         state.verify = verify
         state.enclosing = enclosing or is_gathered(self._database)
         if request.timeout is not None:
@@ -359,7 +359,7 @@ class SessionScope:
             exc = error
             raise
         finally:
-            self._leave(state, done)
+            self._leave(state, done, exc)
             settle(exc, self._ending)
             # Its traceback may lead to this frame, and would keep it and the session.
             del exc
@@ -452,6 +452,9 @@ class SessionScope:
             if state.hooks is not None:
                 run_before_commit(state.hooks)
             commit_session(self._session, commit_and_close)
+        except BaseException:
+            state.failing = True
+            raise
         finally:
             self._ensure_closed(state)
 
@@ -471,6 +474,7 @@ class SessionScope:
         alone = state.terms.kind is not Kind.TRANSACTION
         quietly = stopped or alone or not state.config.auto_rollback
         step = close_core if quietly else rollback_and_close
+        state.failing = exc is not None and not isinstance(exc, GeneratorExit)
         limit = state.config.cleanup_timeout
         try:
             carry(self._session, step, patience=limit, grace=limit)
@@ -481,6 +485,7 @@ class SessionScope:
     def _discard(self, state: SessionState, core: KitSession) -> None:
         """Close without a commit, and tell if that lost something."""
         lost = core.kit_has_uncommitted_work()
+        state.failing = False
         self._ensure_closed(state)
         if lost:
             code, line = self._request.origin
@@ -501,13 +506,18 @@ class SessionScope:
         limit = state.config.cleanup_timeout
         carry(self._session, close_core, patience=limit, grace=limit)
 
-    def _leave(self, state: SessionState, done: bool) -> None:
+    def _leave(self, state: SessionState, done: bool, exc: BaseException | None) -> None:
         kept = done and state.config.auto_commit
         untouched = Outcome.COMMITTED if kept else Outcome.ROLLED_BACK
         self._ending = state.outcome or untouched
         state.owner = None
-        if is_logged(state.config):
-            log_end(state.config, self._told_name, self._ending, state.commits, state.since)
+        if state.figures is not None:
+            seconds = state.figures.close(state, self.name, exc)
+            limit = state.config.slow_scope_threshold
+            if limit is not None and seconds > limit:
+                log_slow(state, self._told_name, self._ending, seconds)
+            if is_logged(state.config):
+                log_end(state.config, self._told_name, self._ending, state.commits, seconds)
         self._forget()
 
     def _forget(self) -> None:
