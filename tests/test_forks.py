@@ -343,3 +343,48 @@ def test_an_engine_that_was_handed_over_is_safe_as_well(pg_database: object) -> 
         """
     url = pg_database.url_for("postgresql+psycopg")  # type: ignore[attr-defined]
     run(code, url, POSTGRES)
+
+
+def test_a_child_counts_from_nought(tmp_path: Path) -> None:
+    """What the parent has counted, and what it holds open, is not the child's."""
+    code = """
+        from asyncsession_kit import get_session_stats, list_open_sessions
+        db = Database(url)
+        ask(db)
+        with db.session_scope(read_only=True) as session:
+            session.scalar(text(question))
+            child = os.fork()
+            if not child:
+                stats = get_session_stats()
+                assert (stats["session_count"], stats["active_sessions"]) == (0, 0)
+                assert stats["pool"]["default"]["checked_out"] == 0
+                assert list_open_sessions() == []
+                ask(db)
+                assert get_session_stats()["committed_transactions"] == 1
+                os._exit(0)
+            wait(child)
+        stats = get_session_stats()
+        assert (stats["session_count"], stats["active_sessions"]) == (2, 0)
+        db.dispose()
+    """
+    run(code, f"sqlite:///{tmp_path / 'test.db'}", SQLITE)
+
+
+def test_a_connection_of_a_closed_loop_is_not_counted_as_out(tmp_path: Path) -> None:
+    """It comes back to no pool; the statistics let go of it as well."""
+    code = """
+        from asyncsession_kit import get_session_stats
+        db = AsyncDatabase(url)
+        kept = []
+
+        async def forget():
+            session = db.get_session()
+            kept.append(session)
+            await session.scalar(text(question))
+
+        asyncio.run(forget())
+        asyncio.run(async_ask(db))
+        assert get_session_stats()["pool"]["default"]["checked_out"] == 0
+        asyncio.run(db.dispose())
+    """
+    run(code, f"sqlite:///{tmp_path / 'test.db'}", SQLITE)
