@@ -23,6 +23,10 @@ DRIVER_NOISE: tuple[tuple[str, str], ...] = (
         "psycopg says that it closes a connection that it could not cancel in time",
     ),
     (
+        r"^log sqlalchemy.pool.* ERROR: Exception terminating connection .*CancelledError",
+        "SQLAlchemy 2.0 says that a cancelled task dropped a connection without a farewell",
+    ),
+    (
         r"^log asyncio ERROR: Future exception was never retrieved.*unexpected connection_lost",
         "asyncpg forgets a future when a connection is cancelled while it is being made",
     ),

@@ -13,7 +13,7 @@ from .stage import CELLS, Cell
 __all__ = ["CELLS", "cells", "find", "short_form"]
 
 # Of one fault on one driver the short form plays so many moments, drawn by the seed.
-MOST = 4
+MOST = 3
 # These have tests of their own, with figures of their own.
 APART = (crashes.FAULT, disconnects.FAULT, "two tasks on one session")
 # psycopg waits five seconds for each statement that it has cancelled on a dead link.

@@ -159,6 +159,9 @@ PLANTED: list[tuple[Plant, str]] = [
 ]
 
 
+NAMES = [play.__name__ for play, _ in PLANTED]
+
+
 async def result_of(play: Plant, folder: Path) -> set[str]:
     """Return the invariants that a play breaks."""
     cell = Cell("planted", play.__name__, ("aiosqlite",), play, patience=0.5)
@@ -175,9 +178,7 @@ async def result_of(play: Plant, folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("play", "invariant"), PLANTED, ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("play", "invariant"), PLANTED, ids=NAMES)
 async def test_what_is_broken_on_purpose_is_found(
     play: Plant, invariant: str, tmp_path: Path
 ) -> None:
