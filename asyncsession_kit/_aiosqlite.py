@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from aiosqlite import Connection
 
@@ -20,14 +21,43 @@ from ._concurrency import Future, async_is_done
 _PATIENCE = 0.05
 
 
+# How often a ROLLBACK is tried that an interruption meant for something else may hit.
+_TRIES = 3
+
+
 class _File(sqlite3.Connection):
-    """Undoes what is open when it is closed, and closes itself when it is dropped."""
+    """Undoes what is open when it is closed, and closes itself when it is dropped.
+
+    A statement that is still referred to, by a traceback for one, keeps what is closed alive as a
+    zombie; with its transaction open, that keeps the file locked.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.is_closing = False
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+        super().__init__(*arguments, **options)
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return a cursor as usual."""
+        cursor = super().cursor(*arguments, **options)
+        self._cursors.add(cursor)
+        return cursor
+
+    def execute(self, *arguments: Any) -> Any:
+        """Execute as usual, with a cursor that is known."""
+        return self.cursor().execute(*arguments)
 
     def close(self) -> None:
-        # A statement that is still referred to, by a traceback for one, keeps what is closed alive
-        # as a zombie; with its transaction open, that keeps the file locked.
-        with suppress(sqlite3.Error):
-            self.rollback()
+        """Roll back and close."""
+        self.is_closing = True
+        # While a statement is half read, an interruption goes on to every other one.
+        for cursor in list(self._cursors):
+            with suppress(sqlite3.Error):
+                cursor.close()
+        for _ in range(_TRIES):
+            with suppress(sqlite3.Error):
+                self.rollback()
+                break
         super().close()
 
     def __del__(self) -> None:
@@ -80,7 +110,7 @@ class OneEndConnection(Connection):
             self._file.close()
 
     def _interrupt(self) -> None:
-        if self._file is not None:
+        if self._file is not None and not getattr(self._file, "is_closing", False):
             # It may be closed already.
             with suppress(sqlite3.Error):
                 self._file.interrupt()

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import AsyncDatabase
-from tests.support.databases import open_database, sqlite_url
+from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.models import Account
 
 COUNT = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c{}) SELECT count(*) FROM c"
@@ -116,6 +116,24 @@ async def test_an_error_that_is_kept_keeps_no_lock(tmp_path: Path) -> None:
             names = (await session.execute(text("SELECT name FROM accounts"))).scalars().all()
     assert names == ["next"]
     assert isinstance(kept.pop(), asyncio.CancelledError)
+
+
+async def test_a_statement_that_is_half_read_keeps_no_lock(tmp_path: Path) -> None:
+    """An interruption stays with it, and must not reach the ROLLBACK."""
+    async with open_database(sqlite_url(tmp_path), busy_timeout=0.5) as database:
+        session = database.get_session()
+        session.add(Account(name="lost"))
+        await session.flush()
+        raw = await (await session.connection()).get_raw_connection()
+        driver = raw.driver_connection
+        assert driver is not None
+        half = await driver.execute("WITH c(x) AS (VALUES (1), (2), (3)) SELECT x FROM c")
+        await half.fetchone()
+        await driver.close()
+        await session.invalidate()
+        await session.close()
+        await write(database, "next")
+        assert stored_names(sqlite_url(tmp_path)) == ["next"]
 
 
 async def test_a_cancelled_opening_leaves_no_worker(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ This is the one place: the short form leaves these cells out, the long form play
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 
 from .stage import Cell
@@ -31,16 +30,7 @@ class Pending:
     applies: bool = True
 
 
-PENDING: tuple[Pending, ...] = (
-    Pending(AIOSQLITE, "aiosqlite", r"cancelled at each step: .*"),
-    Pending(AIOSQLITE, "aiosqlite", r"interrupted: .* in a statement"),
-    Pending(
-        WAIT_FOR,
-        "asyncmy",
-        r"cancelled at each step: cold pool, .*",
-        applies=sys.version_info < (3, 12),
-    ),
-)
+PENDING: tuple[Pending, ...] = ()
 
 
 def reason_of(cell: Cell, driver: str) -> str | None:
