@@ -27,6 +27,7 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 T = TypeVar("T")
 Task: TypeAlias = "asyncio.Task[Any]"
+Future: TypeAlias = "asyncio.Future[Any]"
 Loop: TypeAlias = asyncio.AbstractEventLoop
 
 Cancelled = asyncio.CancelledError
@@ -42,6 +43,9 @@ _carriers: dict[Task, object] = {}
 
 # Longer than anything that ends by itself: exits are bounded by settings of their own (seconds).
 LONGEST_WAIT = 3600.0
+
+# How long what a cancelled caller left under way is worth inheriting (seconds).
+_INHERITABLE = 5.0
 
 # How long after each further cancellation a task that was told to stop may take (seconds); drivers
 # swallow the first one for a graceful close of their own, and give up at the second.
@@ -161,6 +165,17 @@ async def async_bound(call: Awaitable[T], seconds: float) -> T:
         if limit.expired():
             raise BoundReachedError from error
         raise
+
+
+async def async_is_done(future: Future, seconds: float) -> bool:
+    """Wait for a future, ``seconds`` at the longest and without cancelling it; tell if it is done.
+
+    One of another loop counts as done: nobody can wait for it here.
+    """
+    if future.get_loop() is not asyncio.get_running_loop():
+        return True
+    await asyncio.wait((future,), timeout=seconds)
+    return future.done()
 
 
 def pause_anywhere(seconds: float) -> None:
@@ -435,6 +450,76 @@ async def async_wait_for_exits(seconds: float) -> None:
 
 def wait_for_exits(seconds: float) -> None:
     """Do nothing: a thread ends its sessions itself."""
+
+
+# --- what outlives who asked for it ---------------------------------------------------------------
+
+
+class Relay(Generic[T]):
+    """Makes things in tasks of their own: the next caller inherits what a cancelled one left.
+
+    ``unclaimed`` is called with what nobody wanted when it was done, in a greenlet of its own;
+    ``prepare`` is called at the start of each task.
+    """
+
+    def __init__(self, unclaimed: Callable[[T], None], prepare: Callable[[], None]) -> None:
+        self.is_needed = False
+        self._unclaimed = unclaimed
+        self._prepare = prepare
+        self._left: dict[asyncio.Task[T], float] = {}
+
+    @property
+    def has_left(self) -> bool:
+        """Tell whether something is under way for whoever comes next."""
+        return bool(self._left)
+
+    async def take(self, make: Callable[[], T]) -> T:
+        """Return what an earlier caller left under way, or what ``make`` returns in a greenlet."""
+        task = self._inherited() or asyncio.ensure_future(self._make(make))
+        try:
+            made = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                self._left[task] = time.monotonic()
+                task.add_done_callback(self._settle)
+            raise
+        self.is_needed = False
+        return made
+
+    async def _make(self, make: Callable[[], T]) -> T:
+        self._prepare()
+        return await greenlet_spawn(make)
+
+    def _inherited(self) -> asyncio.Task[T] | None:
+        loop = asyncio.get_running_loop()
+        for task, since in list(self._left.items()):
+            if task.get_loop() is not loop:
+                # Nobody can wait for it here; its own loop may be closed.
+                del self._left[task]
+            elif time.monotonic() - since > _INHERITABLE:
+                # Perhaps on its way to a server that is no more.
+                task.cancel()
+            else:
+                del self._left[task]
+                return task
+        return None
+
+    def _settle(self, task: asyncio.Task[T]) -> None:
+        if self._left.pop(task, None) is None or task.cancelled():
+            return
+        if task.exception() is None:
+            giving = asyncio.ensure_future(greenlet_spawn(self._unclaimed, task.result()))
+            _carried.add(giving)
+            giving.add_done_callback(_carried.discard)
+
+    async def drop(self) -> None:
+        """Give up what is under way, and wait for its end."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self._left if task.get_loop() is loop]
+        _cancel_all(tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=sum(_STOP_PAUSES))
+            await async_wait_for_exits(sum(_STOP_PAUSES))
 
 
 # --- waiting for another attempt ------------------------------------------------------------------

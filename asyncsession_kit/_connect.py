@@ -22,7 +22,6 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import Dialect
 
 from . import errors
-from ._aiosqlite import worker_reports
 from ._concurrency import pause_anywhere
 from .errors import ConnectionError, ErrorKind, SessionError
 
@@ -336,13 +335,23 @@ def install_connect_errors(
             if connection is not None:
                 return connection
 
+        if dialect.driver == "aiosqlite":
+            cparams.setdefault("async_creator_fn", _opener())
+
         def once() -> Any:
-            with translated_connect_errors(url_text), worker_reports(dialect.driver):
+            with translated_connect_errors(url_text):
                 return dialect.connect(*cargs, **cparams)
 
         return starting.connect(once)
 
     event.listen(engine, "do_connect", connect)
+
+
+def _opener() -> Callable[..., Any]:
+    # On demand, as the driver itself.
+    from ._aiosqlite import open_file
+
+    return open_file
 
 
 def _listeners(dialect: Dialect) -> list[Callable[..., Any]]:

@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from . import _mysql, _sqlite
-from ._aiosqlite import CONNECT_ARGUMENTS
 from ._concurrency import Lock, logger
 from ._connect import install_connect_errors
 from ._doom import watch_errors
 from ._drivers import guard_checkin, refuses_writes
-from ._holders import Holders, Wait, watch_pool
+from ._holders import Holders, Wait
 from ._limits import watch_limits
+from ._pool import watch_pool
 from ._session import OnBegin
 from ._state import Limiter
 from ._terms import READ_ONLY_OPTION, Kind, Terms
@@ -215,8 +215,7 @@ class EngineSource:
         options = dict(self.options)
         for name in _OURS_ALONE:
             options.pop(name, None)
-        ours = CONNECT_ARGUMENTS if target.driver == "aiosqlite" else {}
-        connect_args = {**ours, **target.connect_args, **options.pop("connect_args", {})}
+        connect_args = {**target.connect_args, **options.pop("connect_args", {})}
         return {**options, "connect_args": connect_args}
 
     def holders(self, engine: Engine, wait: Wait) -> Holders | None:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from ._callsite import describe
@@ -27,6 +27,7 @@ from ._concurrency import (
     running_task,
     thread_id,
 )
+from ._pool import know_holders, pool_exhausted
 from ._state import Gathering, SessionState, gatherings
 from .errors import PoolDeadlockError, PoolExhaustedError
 
@@ -89,8 +90,7 @@ class Holders:
         self._holding: WeakKeyDictionary[SessionState, float] = WeakKeyDictionary()
         self._waiting: WeakKeyDictionary[SessionState, None] = WeakKeyDictionary()
         self._queue: deque[Place] = deque()
-        if isinstance(engine.pool, _WatchedPool):
-            type(engine.pool).kit_holders = self
+        know_holders(engine.pool, self)
 
     # --- coming and going -------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Holders:
         held = _held(holding)
         if checked_out > len(held):
             held.append(f"{checked_out - len(held)} by what is no session of this package")
-        return _exhausted(cause, held)
+        return pool_exhausted(cause, held)
 
     def _refuse_deadlock(self, place: Place) -> None:
         holding = list(self._holding)
@@ -288,43 +288,3 @@ def _capacity(pool: object, pool_size: int | None, max_overflow: int | None) -> 
     size = _SIZE if pool_size is None else pool_size
     overflow = _OVERFLOW if max_overflow is None else max_overflow
     return None if size == 0 or overflow == -1 else size + overflow
-
-
-# --- a pool that says who was in the way ----------------------------------------------------------
-
-
-class _WatchedPool(QueuePool):
-    """Is a pool whose time-out names who holds its connections."""
-
-    kit_holders: Holders | None = None
-
-    def connect(self) -> PoolProxiedConnection:
-        """Return a connection of the pool.
-
-        :raises PoolExhaustedError: none became free within ``pool_timeout``.
-        """
-        try:
-            return super().connect()
-        except sa_exc.TimeoutError as error:
-            holders = self.kit_holders
-            if holders is None:
-                raise _exhausted(error, []) from error
-            raise holders.exhausted(error, self.checkedout()) from error
-
-
-def watch_pool(engine: Engine) -> None:
-    """Let the time-out of the engine's pool, and of those that follow it, name the holders."""
-    # A class per engine, because dispose() replaces the pool by another one of the same class.
-    # Nothing is sent to a listener when a pool times out, and none is needed while it does not.
-    kind = type(engine.pool)
-    if isinstance(engine.pool, QueuePool) and not issubclass(kind, _WatchedPool):
-        engine.pool.__class__ = type(kind.__name__, (_WatchedPool, kind), {})
-
-
-def _exhausted(cause: sa_exc.TimeoutError, held: list[str]) -> PoolExhaustedError:
-    who = f" They are held: {'; '.join(held)}." if held else ""
-    return PoolExhaustedError(
-        f"no connection of the pool became free in time ({cause.args[0]}).{who} Close sessions"
-        " sooner, raise pool_size or max_overflow, or wait longer (pool_timeout, seconds)",
-        holders=held,
-    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
@@ -74,6 +75,11 @@ class KitSession(Session):
             state.refuse_closed()
         if running_task() is not state.owner:
             state.admit(self)
+
+    def kit_check_owner(self) -> None:
+        """Refuse a caller that does not own the session, unless it is closed."""
+        if not self.kit_state.closed:
+            self.kit_check()
 
     def get_bind(
         self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **arguments: Any
@@ -321,27 +327,10 @@ class KitSession(Session):
         self._refuse_joined("invalidate")
         super().invalidate()
 
-    # --- what is not sent yet is checked as well: the owner's commit would store it -----------
-
-    def add(self, *arguments: Any, **options: Any) -> None:
-        """Add as usual."""
-        self.kit_check()
-        super().add(*arguments, **options)
-
-    def delete(self, *arguments: Any, **options: Any) -> None:
-        """Delete as usual."""
-        self.kit_check()
-        super().delete(*arguments, **options)
-
-    def merge(self, *arguments: Any, **options: Any) -> Any:
-        """Merge as usual."""
-        self.kit_check()
-        return super().merge(*arguments, **options)
-
-    def refresh(self, *arguments: Any, **options: Any) -> None:
-        """Refresh as usual; a foreign caller is refused before the object is expired."""
-        self.kit_check()
-        super().refresh(*arguments, **options)
+    def get_transaction(self) -> SessionTransaction | None:
+        """Return the transaction as usual; a foreign caller could end it, and is refused."""
+        self.kit_check_owner()
+        return super().get_transaction()
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin as usual.
@@ -356,6 +345,33 @@ class KitSession(Session):
                 " savepoints; open one without snapshot=False, supports or not_supported"
             )
         return super().begin(nested)
+
+
+def _checked(name: str) -> Callable[..., Any]:
+    """Return ``Session``'s method of that name, for the owner alone."""
+    method = getattr(Session, name)
+
+    @wraps(method)
+    def call(self: KitSession, *arguments: Any, **options: Any) -> Any:
+        self.kit_check()
+        # The class of the application may have a method of its own, which this stands before.
+        return getattr(super(KitSession, self), name)(*arguments, **options)
+
+    return call
+
+
+# What is not sent yet is checked as well: the owner's commit would store it, or would not.
+for _name in (
+    "add",
+    "delete",
+    "merge",
+    "refresh",
+    "expire",
+    "expire_all",
+    "expunge",
+    "expunge_all",
+):
+    setattr(KitSession, _name, _checked(_name))
 
 
 def _named_objects(session: Session) -> str:

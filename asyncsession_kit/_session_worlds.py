@@ -135,7 +135,23 @@ setattr(ThreadSession, "close", _closing(ThreadSession.close))  # noqa: B010
 # --- the task's session ---------------------------------------------------------------------------
 
 
-class ProtectedTransaction(AsyncSessionTransaction):
+class CheckedTransaction(AsyncSessionTransaction):
+    """Is a transaction, or a savepoint, that only the owner of its session ends."""
+
+    __slots__ = ()
+
+    async def commit(self) -> None:
+        """Commit, or release the savepoint."""
+        core_of_async_session(self.session).kit_check_owner()
+        await super().commit()
+
+    async def rollback(self) -> None:
+        """Roll back, or back to the savepoint."""
+        core_of_async_session(self.session).kit_check_owner()
+        await super().rollback()
+
+
+class ProtectedTransaction(CheckedTransaction):
     """Is ``session.begin()`` whose COMMIT a cancellation does not tear."""
 
     __slots__ = ()
@@ -237,6 +253,10 @@ class TaskSession(AsyncSession):
     def begin(self) -> AsyncSessionTransaction:
         """Begin as usual; the COMMIT at the end of the block outlives a cancellation."""
         return ProtectedTransaction(self)
+
+    def begin_nested(self) -> AsyncSessionTransaction:
+        """Begin a savepoint as usual; another task than the owner cannot end it."""
+        return CheckedTransaction(self, nested=True)
 
     async def commit(self) -> None:
         """Commit; cancelled meanwhile, wait ``commit_grace`` seconds for the answer, then re-raise.

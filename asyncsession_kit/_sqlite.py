@@ -189,6 +189,9 @@ class _Profile:
                 if not options.get(READ_UNCOMMITTED_OPTION):
                     del info[_CHANGED]
         except BaseException as error:
+            if not isinstance(error, Exception):
+                # Cancelled, perhaps not for the last time: putting it back into order is too long.
+                connection.invalidate()
             # SQLAlchemy would let it be used on, with no transaction around its statements.
             connection.close()
             asking.set(None)

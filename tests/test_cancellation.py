@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 
 from asyncsession_kit import AsyncDatabase, AsyncSessionScope
 from asyncsession_kit.testing import FaultProxy
-from tests.support.databases import open_database, sqlite_url, stored_names
+from tests.support.databases import open_database, places_are_free, sqlite_url, stored_names
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account
 
@@ -283,7 +283,7 @@ async def test_cancelled_at_every_step_on_sqlite(tmp_path: Path, cancels: int) -
             await asyncio.wait((task,))
             if scope.outcome == "committed":
                 expected += [f"{name}/1", f"{name}/2"]
-            assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            assert await places_are_free(db)
         await transfer(db.session_scope(), "after")
         expected += ["after/1", "after/2"]
     assert stored_names(url) == expected

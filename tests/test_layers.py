@@ -45,6 +45,7 @@ ORDER = [
     "_ambient",
     "_hooks",
     "_limits",
+    "_pool",
     "_holders",
     "_certainty",
     "_session",

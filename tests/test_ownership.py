@@ -46,6 +46,23 @@ async def add_foreign(session: AsyncSession) -> None:
     session.add_all([Account(name="foreign")])
 
 
+async def expunge_foreign(session: AsyncSession) -> None:
+    """Let go of objects as a task that does not own the session."""
+    session.expunge_all()
+
+
+async def expire_foreign(session: AsyncSession) -> None:
+    """Forget values as a task that does not own the session."""
+    session.expire_all()
+
+
+async def end_foreign(session: AsyncSession) -> None:
+    """End the transaction past the session."""
+    transaction = session.get_transaction()
+    assert transaction is not None
+    await transaction.rollback()
+
+
 USES: dict[str, Callable[[AsyncSession], Awaitable[object]]] = {
     "add": add_foreign,
     "delete": lambda session: session.delete(next(iter(session.identity_map.values()))),
@@ -66,6 +83,9 @@ USES: dict[str, Callable[[AsyncSession], Awaitable[object]]] = {
     "begin_nested": lambda session: session.begin_nested().start(),
     "run_sync": lambda session: session.run_sync(lambda core: core.execute(select(Account))),
     "refresh": lambda session: session.refresh(next(iter(session.identity_map.values()))),
+    "expunge_all": expunge_foreign,
+    "expire_all": expire_foreign,
+    "get_transaction": end_foreign,
     "stream": lambda session: session.stream(select(Account)),
 }
 
@@ -96,6 +116,31 @@ async def test_another_task_is_refused_before_anything_is_sent(db: AsyncDatabase
     assert "'intruder'" in message
     assert message.count("test_ownership.py:") == 2, message
     assert await names(db) == ["mine", "pending"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_another_task_does_not_end_a_transaction_that_it_was_given(
+    db: AsyncDatabase, nested: bool, end: str
+) -> None:
+    """The transaction, or savepoint, belongs to the owner of its session."""
+    async with db.session_scope() as session:
+        begun = session.begin_nested() if nested else session.begin()
+        transaction = await begun.start()
+        session.add(Account(name="mine"))
+        with pytest.raises(ConcurrentSessionUseError):
+            await asyncio.create_task(getattr(transaction, end)())
+        if nested:
+            await transaction.commit()
+    assert await names(db) == ["mine"]
+
+
+async def test_a_closed_session_has_no_transaction(db: AsyncDatabase) -> None:
+    """Asking whether there is one is no use of the session."""
+    async with db.session_scope() as session:
+        await session.execute(select(Account))
+        assert session.get_transaction() is not None
+    assert session.get_transaction() is None
 
 
 async def test_a_lazy_load_in_another_task_is_refused(db: AsyncDatabase) -> None:

@@ -27,6 +27,7 @@ from .._engines import (
 )
 from .._holders import Holders
 from .._policy import RetryBudget
+from .._pool import async_drop_connects
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
@@ -237,5 +238,6 @@ class AsyncDatabase:
             pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
             self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
+            await async_drop_connects(unwrap_async_engine(engine).pool)
             await engine.dispose()
         self._source.remove_private_file()

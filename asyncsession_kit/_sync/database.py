@@ -28,6 +28,7 @@ from .._engines import (
 )
 from .._holders import Holders
 from .._policy import RetryBudget
+from .._pool import drop_connects
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import kit_class
@@ -238,5 +239,6 @@ class Database:
             pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
             self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
+            drop_connects(unwrap_engine(engine).pool)
             engine.dispose()
         self._source.remove_private_file()

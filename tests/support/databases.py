@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,14 @@ async def open_database(url: str, **options: Any) -> AsyncIterator[AsyncDatabase
         yield database
     finally:
         await database.dispose()
+
+
+async def places_are_free(database: AsyncDatabase, seconds: float = 10.0) -> bool:
+    """Wait for a connect that outlived its caller to land, and tell if every place is free then."""
+    deadline = time.monotonic() + seconds
+    while database.engine.pool.checkedout() and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.001)
+    return bool(database.engine.pool.checkedout() == 0)  # type: ignore[attr-defined]
 
 
 def sqlite_url(folder: Path) -> str:
