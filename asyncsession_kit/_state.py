@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ._holders import Holders
     from ._hooks import Hooks
     from ._stats.collector import Figures
+    from ._watch import SessionWatch
 
 
 def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> bool:
@@ -115,6 +116,7 @@ class SessionState:
         "terms",
         "thread",
         "told",
+        "watches",
     )
 
     def __init__(
@@ -126,6 +128,8 @@ class SessionState:
         self.since = time.monotonic()
         # Where it is counted; None where monitoring was off when it was opened.
         self.figures: Figures | None = None
+        # Who is told what happens to it; None: nobody wants to know.
+        self.watches: tuple[SessionWatch, ...] | None = None
         # Whether an error ends the transaction; None: nobody has said.
         self.failing: bool | None = None
         # The error that ended it, as it is counted; a scope is told of its own as it is left.
@@ -244,6 +248,9 @@ class SessionState:
             self.commits += self.outcome is Outcome.COMMITTED
             if self.figures is not None:
                 self.figures.end(self.outcome, failed)
+            if self.watches is not None:
+                for watch in self.watches:
+                    watch.ended(self.outcome)
         if self.hooks is not None:
             self.hooks.settle(self.outcome)
 

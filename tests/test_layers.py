@@ -19,6 +19,7 @@ ORDER = [
     "_protocols",
     "_concurrency",
     "_callsite",
+    "_watch",
     "_stats",
     "_stats.histogram",
     "_stats.faults",
@@ -82,6 +83,11 @@ ORDER = [
     "_adopt",
     "_current",
     "__init__",
+    "monitoring._metrics",
+    "monitoring._requests",
+    "monitoring._monitor",
+    "monitoring._apps",
+    "monitoring",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.

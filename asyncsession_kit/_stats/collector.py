@@ -17,6 +17,7 @@ from sqlalchemy.util import immutabledict
 from .._callsite import Origin, describe
 from .._concurrency import RLock
 from .._outcome import Outcome
+from .._watch import watching
 from ..errors import DatabaseNotConfiguredError
 from .faults import Fault, fault_of
 from .histogram import BOUNDS, Histogram
@@ -114,6 +115,8 @@ class Figures:
                 gauge.peak = active
         finally:
             self._release()
+        if watching.opened is not None:
+            watching.opened(state)
 
     def close(self, state: SessionState, name: str | None, error: BaseException | None) -> float:
         """Count a session that has ended, by the name of its scope or else where it was opened.
@@ -142,6 +145,9 @@ class Figures:
                 times.failed += error is not None or not state.scoped
         finally:
             self._release()
+        if state.watches is not None:
+            for watch in state.watches:
+                watch.closed(seconds, fault, error)
         return seconds
 
     def end(self, outcome: Outcome, failed: bool) -> None:
