@@ -13,11 +13,13 @@ from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
+from ._diagnosis import OpenSession, dump_open_sessions, list_open_sessions
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
 from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
+from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._sync.database import Database
 from ._sync.decorator import with_session
@@ -70,6 +72,7 @@ from .errors import (
     ServerUnavailableError,
     SessionClosedError,
     SessionError,
+    SessionLeakWarning,
     TransactionDoomedError,
     TransactionError,
     TransactionTimeoutError,
@@ -101,9 +104,11 @@ __all__ = [
     "ForeignKeyError",
     "LockTimeoutError",
     "NotNullError",
+    "OpenSession",
     "Outcome",
     "PoolDeadlockError",
     "PoolExhaustedError",
+    "PoolStats",
     "PropagationError",
     "QueryCancelledError",
     "ReadOnlyTransactionError",
@@ -119,6 +124,7 @@ __all__ = [
     "SessionClosedError",
     "SessionConfig",
     "SessionError",
+    "SessionLeakWarning",
     "SessionOptions",
     "SessionScope",
     "SessionStats",
@@ -141,12 +147,14 @@ __all__ = [
     "current_scope",
     "current_session",
     "dispose_database",
+    "dump_open_sessions",
     "gather_scopes",
     "get_async_session",
     "get_database",
     "get_session",
     "get_session_config",
     "get_session_stats",
+    "list_open_sessions",
     "on_begin",
     "on_commit",
     "on_completion",

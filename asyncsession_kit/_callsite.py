@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from types import CodeType, FrameType
 
 from greenlet import getcurrent
@@ -23,6 +24,14 @@ def caller_origin(depth: int) -> Origin:
     """Return the code and line ``depth`` frames above the caller of this function."""
     frame = sys._getframe(depth + 1)
     return frame.f_code, frame.f_lineno
+
+
+def stack_text() -> str:
+    """Return the user's part of the stack, innermost line last; this is slow."""
+    frames = traceback.extract_stack(sys._getframe(1))
+    ours = os.path.dirname(__file__)
+    kept = [frame for frame in frames if not frame.filename.startswith(ours)]
+    return "".join(traceback.format_list(kept)).rstrip()
 
 
 def describe(origin: Origin | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import sys
 import threading
 import time
@@ -544,6 +545,61 @@ def async_is_cancelled() -> bool:
 def is_cancelled() -> bool:
     """Return False: a thread is not cancelled."""
     return False
+
+
+# --- looking now and then -------------------------------------------------------------------------
+
+
+class Watch:
+    """Calls ``look`` when it is due, in a daemon thread that ends when nothing is due any more.
+
+    ``look`` returns when it is to be called next, in seconds of ``time.monotonic()``.
+    """
+
+    def __init__(self, name: str, look: Callable[[], float]) -> None:
+        self._name = name
+        self._look = look
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Be as new: in a forked child there is no thread."""
+        self.due = math.inf
+        self._lock = threading.Lock()
+        self._put_forward = threading.Event()
+        self._running = False
+
+    def by(self, due: float) -> None:
+        """See that ``look`` is called by then at the latest."""
+        with self._lock:
+            if due >= self.due:
+                return
+            self.due = due
+            self._put_forward.set()
+            if not self._running:
+                self._running = _started(self._run, self._name)
+
+    def _run(self) -> None:
+        while self._go_on():
+            wait = min(max(0.0, self.due - time.monotonic()), LONGEST_WAIT)
+            if not self._put_forward.wait(wait) and self.due <= time.monotonic():
+                # What becomes due meanwhile says so by itself.
+                self.due = math.inf
+                self.by(self._look())
+
+    def _go_on(self) -> bool:
+        with self._lock:
+            self._put_forward.clear()
+            self._running = self.due < math.inf
+            return self._running
+
+
+def _started(run: Callable[[], None], name: str) -> bool:
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError:
+        # The process is ending, or has as many threads as it can.
+        return False
+    return True
 
 
 # --- waiting for a turn ---------------------------------------------------------------------------

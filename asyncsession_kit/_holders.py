@@ -29,6 +29,7 @@ from ._concurrency import (
 )
 from ._pool import know_holders, pool_exhausted
 from ._state import Gathering, SessionState, gatherings
+from ._stats.pools import PoolWatch
 from .errors import PoolDeadlockError, PoolExhaustedError
 
 # QueuePool's own defaults: its size, its overflow, and how long it makes one wait (seconds).
@@ -59,6 +60,7 @@ class Holders:
     """
 
     __slots__ = (
+        "__weakref__",
         "_holding",
         "_is_async",
         "_lock",
@@ -68,6 +70,7 @@ class Holders:
         "_waiting",
         "capacity",
         "timeout",
+        "watch",
     )
 
     def __init__(
@@ -81,6 +84,8 @@ class Holders:
     ) -> None:
         self.capacity = _capacity(engine.pool, pool_size, max_overflow)
         self.timeout = _TIMEOUT if pool_timeout is None else float(pool_timeout)
+        # Where those are counted that it lets wait in vain.
+        self.watch: PoolWatch | None = None
         self._pool = engine.pool
         self._is_async = engine.dialect.is_async
         self._wait = wait
@@ -192,6 +197,21 @@ class Holders:
             held = sum(_flow(state) == own for state in self._holding)
         return None if self.capacity is None else self.capacity - held
 
+    @property
+    def waiting(self) -> int:
+        """Return how many sessions wait for a connection now."""
+        # Without the lock: who asks for statistics holds another one.
+        if self.capacity is not None:
+            return len(self._queue)
+        # There is no gate: who has been let in and has no connection waits at the pool.
+        states = [state() for state in self._holding.keyrefs()]
+        return sum(state is not None and state.connection is None for state in states)
+
+    def is_asked_by(self, state: SessionState) -> bool:
+        """Tell whether that session waits for a connection now."""
+        at_pool = self.capacity is None and state in self._holding and state.connection is None
+        return at_pool or any(place.state is state for place in self._queue.copy())
+
     # --- errors -----------------------------------------------------------------------------------
 
     def refuse(self, place: Place, seconds: float) -> None:
@@ -199,6 +219,8 @@ class Holders:
 
         :raises TransactionTimeoutError, PoolExhaustedError: always.
         """
+        if self.watch is not None:
+            self.watch.note_timeout()
         deadline = place.state.deadline
         if deadline is not None and deadline.left() <= 0:
             raise deadline.error("connection")
@@ -212,6 +234,8 @@ class Holders:
 
     def exhausted(self, cause: sa_exc.TimeoutError, checked_out: int) -> PoolExhaustedError:
         """Return what to raise where the pool itself had no connection in time."""
+        if self.watch is not None:
+            self.watch.note_timeout()
         with self._lock:
             # Who is at the pool just now has none yet.
             holding = {

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
@@ -29,9 +30,11 @@ from ._hooks import (
     run_hooks_before_commit,
 )
 from ._limits import hold_limit
+from ._open_sessions import note_closed, note_open
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
+from ._stats.leaks import note_forgotten
 from ._terms import Kind
 from .errors import (
     ConfigurationError,
@@ -52,6 +55,7 @@ class KitSession(Session):
 
     kit_state: SessionState
     kit_on_begin: OnBegin | None
+    kit_place: ref[KitSession]
     # Whether it runs the hooks before its commit itself; a task's are awaited before it begins.
     kit_runs_hooks = False
 
@@ -65,6 +69,7 @@ class KitSession(Session):
         self.kit_state = kit_state
         self.kit_on_begin = kit_on_begin
         super().__init__(*arguments, **options)
+        note_open(self)
         for name, listener in kit_state.config.event_listeners.items():
             event.listen(self, name, listener)
 
@@ -102,6 +107,8 @@ class KitSession(Session):
             self._note_level(clause)
         if state.deadline is not None:
             state.deadline.check()
+        if state.figures is not None:
+            state.used = time.monotonic()
         if state.connection is None:
             if state.deadline is not None:
                 state.deadline.asked()
@@ -192,6 +199,9 @@ class KitSession(Session):
         except BaseException as error:
             self.kit_state.flush_error = error
             raise
+        finally:
+            if self.kit_state.flush_began:
+                self.kit_state.note_flush()
 
     def commit(self) -> None:
         """Commit; after a failure the connection has been rolled back before it is returned.
@@ -331,10 +341,17 @@ class KitSession(Session):
     def _closed(self) -> None:
         state = self.kit_state
         state.closed = True
+        note_closed(self)
         # Given up on a dead link, it may not have come to the end of its transaction.
         state.leave_pool()
         if state.figures is not None and not state.scoped:
             state.figures.close(state, None, None)
+
+    def __del__(self) -> None:
+        """Report a session that was forgotten open."""
+        # One whose constructor failed has no state.
+        if (state := getattr(self, "kit_state", None)) is not None and not state.closed:
+            note_forgotten(state)
 
     def reset(self) -> None:
         """Reset as usual; in a joined scope that would end the outermost one's transaction."""
@@ -456,6 +473,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if transaction.nested:
         return
     state.connection, state.root = conn, conn.get_transaction()
+    if state.figures is not None:
+        state.figures.begin(state, conn)
     if state.deadline is not None:
         state.deadline.connected()
         asking.set(None)
@@ -475,6 +494,8 @@ def _before_flush(session: KitSession, context: object, objects: object) -> None
     state = session.kit_state
     if not session.kit_has_changes():
         return
+    if state.figures is not None:
+        state.flush_began = time.monotonic()
     if state.read_only:
         raise ReadOnlyTransactionError(
             f"a read-only scope (opened at {describe(state.origin)}) has changes to"
@@ -520,6 +541,8 @@ def _before_commit(session: KitSession) -> None:
         if state.connection is not None:
             state.evidence = take_evidence(state.connection, check, state.verify)
     state.committing = True
+    if state.figures is not None:
+        state.commit_began = time.monotonic()
 
 
 def _after_commit(session: KitSession) -> None:

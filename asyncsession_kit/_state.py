@@ -81,7 +81,9 @@ class SessionState:
         "admitted",
         "adopted",
         "closed",
+        "commit_began",
         "commit_error",
+        "commit_took",
         "commits",
         "committed",
         "committing",
@@ -95,12 +97,17 @@ class SessionState:
         "evidence",
         "in_doubt",
         "keeper",
+        "leaked",
+        "name",
+        "stack",
         "verify",
         "engine",
         "failing",
         "fault",
         "figures",
+        "flush_began",
         "flush_error",
+        "flush_took",
         "holders",
         "hooks",
         "joined",
@@ -116,6 +123,9 @@ class SessionState:
         "terms",
         "thread",
         "told",
+        "used",
+        "wait_took",
+        "waited",
         "watches",
     )
 
@@ -130,6 +140,17 @@ class SessionState:
         self.figures: Figures | None = None
         # Who is told what happens to it; None: nobody wants to know.
         self.watches: tuple[SessionWatch, ...] | None = None
+        # When it was last used (seconds of the same clock), as far as that is counted.
+        self.used = self.since
+        # How long it waited for its connection (seconds).
+        self.waited: float | None = None
+        # The name of its scope, the stack that opened it, and whether it was reported as leaked.
+        self.name: str | None = None
+        self.stack: str | None = None
+        self.leaked = False
+        # What took its time (seconds), and since when a flush or COMMIT runs.
+        self.wait_took = self.flush_took = self.commit_took = 0.0
+        self.flush_began = self.commit_began = 0.0
         # Whether an error ends the transaction; None: nobody has said.
         self.failing: bool | None = None
         # The error that ended it, as it is counted; a scope is told of its own as it is left.
@@ -233,6 +254,9 @@ class SessionState:
             if not self.in_doubt:
                 self._tell(failed=failed)
         self.failing = None
+        if self.commit_began:
+            self.commit_took += time.monotonic() - self.commit_began
+            self.commit_began = 0.0
         if not self.in_doubt:
             note_end(self)
             self.leave_pool()
@@ -242,15 +266,23 @@ class SessionState:
         self.marks = ()
         self.commit_error = self.evidence = None
 
+    def note_flush(self) -> None:
+        """Note that a flush has ended; one inside of COMMIT is no part of that."""
+        took = time.monotonic() - self.flush_began
+        self.flush_began = 0.0
+        self.flush_took += took
+        if self.commit_began:
+            self.commit_began += took
+
     def _tell(self, *, failed: bool) -> None:
         assert self.outcome is not None
-        if self.terms.kind is Kind.TRANSACTION:
-            self.commits += self.outcome is Outcome.COMMITTED
-            if self.figures is not None:
-                self.figures.end(self.outcome, failed)
-            if self.watches is not None:
-                for watch in self.watches:
-                    watch.ended(self.outcome)
+        transaction = self.terms.kind is Kind.TRANSACTION
+        self.commits += transaction and self.outcome is Outcome.COMMITTED
+        if self.figures is not None:
+            self.figures.end(self, self.outcome if transaction else None, failed)
+        if transaction and self.watches is not None:
+            for watch in self.watches:
+                watch.ended(self.outcome)
         if self.hooks is not None:
             self.hooks.settle(self.outcome)
 

@@ -45,6 +45,9 @@ class ScopeOptions(TypedDict, total=False):
     commit_check: CommitCheck
     enable_monitoring: bool
     log_level: LogLevel
+    slow_scope_threshold: float | None
+    leak_threshold: float | None
+    capture_stack: bool
 
 
 class SessionOptions(ScopeOptions, total=False):
@@ -91,7 +94,11 @@ class SessionConfig:
     ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
     to call.  ``commit_check``: how to find out what became of a COMMIT whose answer was lost
     (``none``, ``xid`` on PostgreSQL, ``token``).  ``enable_monitoring``: each scope that ends is
-    logged, with its outcome and duration, at ``log_level``.  ``retry_attempts``: how many retries
+    logged, with its outcome and duration, at ``log_level``, and counted.
+    ``slow_scope_threshold``: a scope that was open longer is logged with what took its time.
+    ``leak_threshold``: a session that is open longer is reported, once; None for neither.
+    ``capture_stack``: the whole stack that opens a session is kept for such reports (which costs as
+    much as ten sessions).  ``retry_attempts``: how many retries
     follow the first try where retries are asked for without a number.  ``retry_delay``: the longest
     wait before the first of them.
 
@@ -109,6 +116,9 @@ class SessionConfig:
     commit_check: CommitCheck = "none"
     enable_monitoring: bool = True
     log_level: LogLevel = "INFO"
+    slow_scope_threshold: float | None = 1.0
+    leak_threshold: float | None = 60.0
+    capture_stack: bool = False
     retry_attempts: int = 3
     retry_delay: float = 1.0
 
@@ -253,6 +263,9 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "commit_check": check_certainty_name,
         "enable_monitoring": check_bool,
         "log_level": _check_log_level,
+        "slow_scope_threshold": _check_optional_seconds,
+        "leak_threshold": _check_optional_seconds,
+        "capture_stack": check_bool,
     }
 )
 # What holds for the process, and is no option of one scope.

@@ -37,7 +37,8 @@
     └── RetryExhaustedError
 
     UserWarning
-    └── UncommittedWorkWarning
+    ├── UncommittedWorkWarning
+    └── SessionLeakWarning
 
 Each error is also an instance of the SQLAlchemy class or builtin that code written before it would
 catch: which one that is depends on the driver, so that there is a class for each pair, made by
@@ -511,3 +512,7 @@ for _kept, _all_replaced in _KNOWN_PAIRS:
 
 class UncommittedWorkWarning(UserWarning):
     """Tells that a scope with ``auto_commit=False`` ended with work that was never committed."""
+
+
+class SessionLeakWarning(UserWarning):
+    """Tells of a session that was open longer than ``leak_threshold``, or was forgotten open."""

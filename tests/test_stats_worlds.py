@@ -13,6 +13,7 @@ from sqlalchemy import select
 from asyncsession_kit import (
     AsyncDatabase,
     ConfigurationError,
+    Database,
     PoolExhaustedError,
     TransactionTimeoutError,
     take_session_stats,
@@ -66,7 +67,7 @@ async def test_cancelled_scopes_are_counted(pg_database: PgDatabase) -> None:
         await asyncio.gather(task, return_exceptions=True)
         found = take_session_stats() - earlier
     assert (found.cancelled, found.failed_transactions, dict(found.errors)) == (1, 1, {})
-    assert found.active_sessions == 0
+    assert found.active_sessions == earlier.active_sessions
 
 
 async def test_timeouts_are_counted(pg_database: PgDatabase) -> None:
@@ -97,3 +98,13 @@ async def test_a_session_that_is_not_made_is_not_counted(tmp_path: Path) -> None
         with pytest.raises(ConfigurationError, match="is not a name"):
             db.session_scope(name=3)  # type: ignore[arg-type]
         assert (take_session_stats() - earlier).session_count == 0
+
+
+def test_a_connection_that_was_taken_out_of_its_pool_is_out_no_more(tmp_path: Path) -> None:
+    """It belongs to whoever took it."""
+    db = Database(sqlite_url(tmp_path), name="detached")
+    with db.engine.connect() as connection:
+        assert take_session_stats("detached").pool["detached"].checked_out == 1
+        connection.detach()
+        assert take_session_stats("detached").pool["detached"].checked_out == 0
+    db.dispose()

@@ -121,6 +121,7 @@ class AsyncDatabase:
                 core = unwrap_async_engine(engine)
                 self._limits = prepare(core, self._source, async_begin)
                 holders = self._source.holders(core, async_wait_at_gate)
+                self.figures.pool.add(core, holders)
                 self._usual = self._variant(engine, holders, DEFAULT)
                 self._variants = {DEFAULT: self._usual}
                 self._engine = engine
@@ -163,6 +164,7 @@ class AsyncDatabase:
             prepare(core, self._source, async_begin)
             make_reader(core, dialect)
             holders = self._source.holders(core, async_wait_at_gate)
+            self.figures.pool.add(core, holders)
             self._variants[READERS] = self._variant(reader, holders, READERS)
         return self._variants[READERS]
 
@@ -238,6 +240,7 @@ class AsyncDatabase:
             pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
             self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
+            self.figures.pool.remove(unwrap_async_engine(engine))
             await async_drop_connects(unwrap_async_engine(engine).pool)
             await engine.dispose()
         self._source.remove_private_file()

@@ -23,7 +23,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
-from .._scope_log import is_logged, log_end
+from .._scope_log import is_logged, log_end, log_slow
 from .._session import KitSession, core_of_async_session
 from .._session_classes import given_async_session
 from .._session_steps import (
@@ -285,7 +285,7 @@ class AsyncSessionScope:
         request = self._request
         config, verify = wanted_certainty(request)
         state = self.state = SessionState(config, request.origin, request.terms(self._decision))
-        state.scoped = True
+        state.scoped, state.name = True, request.name
         state.verify = verify
         state.enclosing = enclosing or is_gathered(self._database)
         if request.timeout is not None:
@@ -500,6 +500,9 @@ class AsyncSessionScope:
         state.owner = None
         if state.figures is not None:
             seconds = state.figures.close(state, self.name, exc)
+            limit = state.config.slow_scope_threshold
+            if limit is not None and seconds > limit:
+                log_slow(state, self._told_name, self._ending, seconds)
             if is_logged(state.config):
                 log_end(state.config, self._told_name, self._ending, state.commits, seconds)
         self._forget()

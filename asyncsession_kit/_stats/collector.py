@@ -6,21 +6,24 @@ that a handler of a signal can read what it has interrupted.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from datetime import UTC, datetime
+from time import monotonic
 from types import CodeType
 from typing import TYPE_CHECKING
 
+from sqlalchemy import Connection
 from sqlalchemy.util import immutabledict
 
-from .._callsite import Origin, describe
+from .._callsite import Origin, describe, stack_text
 from .._concurrency import RLock
 from .._outcome import Outcome
 from .._watch import watching
 from ..errors import DatabaseNotConfiguredError
 from .faults import Fault, fault_of
 from .histogram import BOUNDS, Histogram
+from .leaks import note_return, watch
+from .pools import PoolFigures, PoolWatch
 from .snapshot import COUNTERS, ScopeFigures, StatsSnapshot, merged
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ class Figures:
         "failed_transactions",
         "leaked_sessions",
         "peak_active_sessions",
+        "pool",
         "retries",
         "retries_exhausted",
         "rolled_back_transactions",
@@ -82,6 +86,7 @@ class Figures:
         # ``with`` is several times slower than these two.
         self._acquire, self._release = lock.acquire, lock.release
         self._gauge = gauge
+        self.pool = PoolWatch(lock)
         self.active_sessions = self.peak_active_sessions = 0
         self.clear()
 
@@ -97,6 +102,7 @@ class Figures:
         # Their scopes by the line that opens them; it is described once.
         self._sites: dict[tuple[int, int], tuple[CodeType, ScopeTimes]] = {}
         self.peak_active_sessions = self.active_sessions
+        self.pool.clear()
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -115,6 +121,11 @@ class Figures:
                 gauge.peak = active
         finally:
             self._release()
+        config = state.config
+        if config.leak_threshold is not None and state.since + config.leak_threshold < watch.due:
+            watch.by(state.since + config.leak_threshold)
+        if config.capture_stack:
+            state.stack = stack_text()
         if watching.opened is not None:
             watching.opened(state)
 
@@ -124,7 +135,7 @@ class Figures:
         ``error`` is what has ended its scope.  Returns how long it was open, in seconds.
         """
         # One function, and the histogram's work in it: a scope that did nothing pays a call each.
-        seconds = time.monotonic() - state.since
+        seconds = monotonic() - state.since
         bucket = bisect_left(BOUNDS, seconds)
         fault = state.fault if error is None else fault_of(error)
         gauge = self._gauge
@@ -145,21 +156,42 @@ class Figures:
                 times.failed += error is not None or not state.scoped
         finally:
             self._release()
+        if state.leaked:
+            note_return(state, seconds)
         if state.watches is not None:
-            for watch in state.watches:
-                watch.closed(seconds, fault, error)
+            for each in state.watches:
+                each.closed(seconds, fault, error)
         return seconds
 
-    def end(self, outcome: Outcome, failed: bool) -> None:
-        """Count a transaction that has reached the database and ended."""
+    def begin(self, state: SessionState, connection: Connection) -> None:
+        """Note how long a session waited for the connection of its transaction."""
+        now = monotonic()
+        state.waited = now - state.used
+        state.wait_took += state.waited
+        if connection.dialect.name == "sqlite":
+            # Its BEGIN waits for the turn to write as well, which is no matter of the pool.
+            taken = (connection.connection.record_info or {}).get(self.pool, now)
+            state.waited = max(0.0, taken - state.used)
+
+    def end(self, state: SessionState, outcome: Outcome | None, failed: bool) -> None:
+        """Count what has reached the database and ended; without an outcome no transaction."""
+        self._acquire()
+        if state.waited is not None:
+            self.pool.wait.add(state.waited)
+            state.waited = None
+        if outcome is Outcome.COMMITTED:
+            self.committed_transactions += 1
+        elif outcome is Outcome.ROLLED_BACK:
+            self.rolled_back_transactions += 1
+        elif outcome is not None:
+            self.unknown_outcomes += 1
+        self.failed_transactions += outcome is not None and failed
+        self._release()
+
+    def leak(self) -> None:
+        """Count a session that was open too long, or was forgotten."""
         with self._lock:
-            if outcome is Outcome.COMMITTED:
-                self.committed_transactions += 1
-            elif outcome is Outcome.ROLLED_BACK:
-                self.rolled_back_transactions += 1
-            else:
-                self.unknown_outcomes += 1
-            self.failed_transactions += failed
+            self.leaked_sessions += 1
 
     def note(self, kind: str) -> None:
         """Count an error that has ended no session."""
@@ -205,8 +237,9 @@ class Figures:
 
     # --- what was counted -------------------------------------------------------------------------
 
-    def taken(self, database: str | None, since: datetime) -> StatsSnapshot:
+    def taken(self, database: str, since: datetime, held: PoolFigures) -> StatsSnapshot:
         """Return what was counted so far; the caller holds the lock."""
+        pool = {database: self.pool.taken(held)} if self.pool.is_used else {}
         scopes = {
             name: ScopeFigures(times.taken(), times.failed) for name, times in self._scopes.items()
         }
@@ -218,6 +251,7 @@ class Figures:
             peak_active_sessions=self.peak_active_sessions,
             scopes=immutabledict(scopes),
             errors=immutabledict(self.errors),
+            pool=immutabledict(pool),
             **{name: getattr(self, name) for name in COUNTERS},
         )
 
@@ -226,7 +260,7 @@ class Collector:
     """Holds the figures of every database by its name; those of one name count together."""
 
     def __init__(self) -> None:
-        self._lock = RLock()
+        self.lock = self._lock = RLock()
         self._gauge = Gauge()
         self._figures: dict[str, Figures] = {}
         # Of units of work that failed before any database was asked for.
@@ -246,25 +280,32 @@ class Collector:
         :raises DatabaseNotConfiguredError: there is no database of that name.
         """
         with self._lock:
-            if database is None:
-                return self._whole()
-            if database not in self._figures:
-                known = ", ".join(sorted(self._figures)) or "none"
-                raise DatabaseNotConfiguredError(
-                    f"there are no statistics of a database {database!r}; known are {known}"
-                )
-            return self._figures[database].taken(database, self._since)
+            wanted = self._wanted(database)
+        held = {name: figures.pool.gauges() for name, figures in wanted.items()}
+        with self._lock:
+            taken = [
+                figures.taken(name, self._since, held[name]) for name, figures in wanted.items()
+            ]
+            if database is not None:
+                return taken[0]
+            whole = StatsSnapshot(
+                None,
+                self._since,
+                datetime.now(UTC),
+                active_sessions=self._gauge.active,
+                peak_active_sessions=self._gauge.peak,
+            )
+            return merged([*taken, self.strays.taken("", self._since, PoolFigures())], whole)
 
-    def _whole(self) -> StatsSnapshot:
-        everything = [*self._figures.values(), self.strays]
-        whole = StatsSnapshot(
-            None,
-            self._since,
-            datetime.now(UTC),
-            active_sessions=self._gauge.active,
-            peak_active_sessions=self._gauge.peak,
-        )
-        return merged([figures.taken(None, self._since) for figures in everything], whole)
+    def _wanted(self, database: str | None) -> dict[str, Figures]:
+        if database is None:
+            return dict(self._figures)
+        if database not in self._figures:
+            known = ", ".join(sorted(self._figures)) or "none"
+            raise DatabaseNotConfiguredError(
+                f"there are no statistics of a database {database!r}; known are {known}"
+            )
+        return {database: self._figures[database]}
 
     def reset(self) -> None:
         """Forget what was counted, and keep what is: the numbers of open sessions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypedDict
 
 # Upper bounds from a microsecond to an hour, eight to the double: what is read from a bucket is
 # less than 5 % away from what was put in.
@@ -84,3 +85,26 @@ class Distribution:
 
 
 NOTHING = Distribution()
+
+
+class DurationStats(TypedDict):
+    """Says how long many things took; in seconds, 0.0 where there were none."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+def duration_stats(times: Distribution) -> DurationStats:
+    """Return the figures of a distribution."""
+    return {
+        "count": times.count,
+        "mean": times.mean,
+        "p50": times.percentile(0.5),
+        "p90": times.percentile(0.9),
+        "p99": times.percentile(0.99),
+        "max": times.largest,
+    }

@@ -10,18 +10,8 @@ from typing import Any, TypedDict
 
 from sqlalchemy.util import immutabledict
 
-from .histogram import NOTHING, Distribution
-
-
-class DurationStats(TypedDict):
-    """Says how long many things took; in seconds, 0.0 where there were none."""
-
-    count: int
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-    max: float
+from .histogram import NOTHING, Distribution, DurationStats, duration_stats
+from .pools import PoolFigures, PoolStats
 
 
 class ScopeStats(DurationStats):
@@ -49,21 +39,9 @@ class SessionStats(TypedDict):
     leaked_sessions: int
     duration: DurationStats
     scopes: dict[str, ScopeStats]
-    pool: dict[str, dict[str, object]]
+    pool: dict[str, PoolStats]
     errors: dict[str, int]
     since: str
-
-
-def duration_stats(times: Distribution) -> DurationStats:
-    """Return the figures of a distribution."""
-    return {
-        "count": times.count,
-        "mean": times.mean,
-        "p50": times.percentile(0.5),
-        "p90": times.percentile(0.9),
-        "p99": times.percentile(0.99),
-        "max": times.largest,
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +83,7 @@ class StatsSnapshot:
     leaked_sessions: int = 0
     scopes: Mapping[str, ScopeFigures] = field(default_factory=immutabledict)
     errors: Mapping[str, int] = field(default_factory=immutabledict)
+    pool: Mapping[str, PoolFigures] = field(default_factory=immutabledict)
 
     @property
     def total_transactions(self) -> int:
@@ -142,6 +121,7 @@ class StatsSnapshot:
             since=earlier.at,
             scopes=_difference(self.scopes, earlier.scopes, ScopeFigures()),
             errors=_difference(self.errors, earlier.errors, 0),
+            pool=_since(self.pool, earlier.pool),
             **counted,
         )
 
@@ -164,7 +144,7 @@ class StatsSnapshot:
             "leaked_sessions": self.leaked_sessions,
             "duration": duration_stats(self.duration),
             "scopes": {name: _scope_stats(scope) for name, scope in self.scopes.items()},
-            "pool": {},
+            "pool": {name: pool.as_dict() for name, pool in self.pool.items()},
             "errors": dict(self.errors),
             "since": self.since.isoformat(),
         }
@@ -194,13 +174,28 @@ def _difference(later: Mapping[str, Any], earlier: Mapping[str, Any], zero: Any)
     return immutabledict({name: value for name, value in changed.items() if value != zero})
 
 
+def _since(
+    later: Mapping[str, PoolFigures], earlier: Mapping[str, PoolFigures]
+) -> Mapping[str, PoolFigures]:
+    nothing = PoolFigures()
+    return immutabledict({name: pool - earlier.get(name, nothing) for name, pool in later.items()})
+
+
 def merged(snapshots: list[StatsSnapshot], whole: StatsSnapshot) -> StatsSnapshot:
     """Return ``whole`` with the counters of the snapshots summed up."""
     counted = {name: sum(getattr(one, name) for one in snapshots) for name in COUNTERS}
     scopes: dict[str, ScopeFigures] = {}
     errors: Counter[str] = Counter()
+    pool: dict[str, PoolFigures] = {}
     for one in snapshots:
         errors.update(one.errors)
+        pool |= one.pool
         for name, scope in one.scopes.items():
             scopes[name] = scopes[name] + scope if name in scopes else scope
-    return replace(whole, scopes=immutabledict(scopes), errors=immutabledict(errors), **counted)
+    return replace(
+        whole,
+        scopes=immutabledict(scopes),
+        errors=immutabledict(errors),
+        pool=immutabledict(pool),
+        **counted,
+    )

@@ -122,6 +122,7 @@ class Database:
                 core = unwrap_engine(engine)
                 self._limits = prepare(core, self._source, begin)
                 holders = self._source.holders(core, wait_at_gate)
+                self.figures.pool.add(core, holders)
                 self._usual = self._variant(engine, holders, DEFAULT)
                 self._variants = {DEFAULT: self._usual}
                 self._engine = engine
@@ -164,6 +165,7 @@ class Database:
             prepare(core, self._source, begin)
             make_reader(core, dialect)
             holders = self._source.holders(core, wait_at_gate)
+            self.figures.pool.add(core, holders)
             self._variants[READERS] = self._variant(reader, holders, READERS)
         return self._variants[READERS]
 
@@ -239,6 +241,7 @@ class Database:
             pools = [self._variants[terms].engine for terms in OWN_POOLS if terms in self._variants]
             self._engine, self._usual, self._variants = None, None, {}
         for engine in pools:
+            self.figures.pool.remove(unwrap_engine(engine))
             drop_connects(unwrap_engine(engine).pool)
             engine.dispose()
         self._source.remove_private_file()

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from .._stats.snapshot import DurationStats
+from .._stats.histogram import DurationStats
 
 # How many of the latest durations, and operations of a request, are kept.
 KEPT = 100
@@ -22,7 +22,7 @@ class SessionMetrics:
 
     The three deques hold the latest 100.  ``session_creation_times`` says how long opening a
     session took, ``session_cleanup_times`` how long closing it did (its rollback and the return of
-    its connection included).  The pool is that of the engine used last.
+    its connection included).  The pool is that of the database used last.
     """
 
     session_creations: int = 0

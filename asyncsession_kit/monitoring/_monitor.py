@@ -13,12 +13,13 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from .._concurrency import Lock, RLock
+from .._concurrency import Lock
 from .._outcome import Outcome
 from .._state import SessionState
+from .._stats.collector import collector
 from .._stats.faults import Fault
-from .._stats.histogram import Histogram
-from .._stats.snapshot import duration_stats
+from .._stats.histogram import Histogram, duration_stats
+from .._stats.pools import PoolWatch
 from .._watch import watching
 from ._metrics import (
     CurrentMetrics,
@@ -66,7 +67,9 @@ class SessionPerformanceMonitor:
 
     def __init__(self, logger_name: str = LOGGER) -> None:
         self.logger = logging.getLogger(logger_name)
-        self.lock = RLock()
+        # That of the collector: a session that the garbage collector ends takes one while the
+        # other may be held, in either order.
+        self.lock = collector.lock
         self.metrics = SessionMetrics()
         self.request_metrics: dict[str, RequestMetrics] = {}
         self.slow_session_threshold = 1.0
@@ -195,11 +198,8 @@ class SessionPerformanceMonitor:
         """Look at the engine's pool; what its kind of pool does not tell is 0."""
         pool = getattr(engine, "pool", None)
         size, out, idle, beyond = (int(getattr(pool, name, _zero)()) for name in _POOL_METHODS)
-        with self.lock:
-            metrics = self.metrics
-            metrics.pool_size, metrics.pool_checked_out, metrics.pool_checked_in = size, out, idle
-            # A pool counts from minus its size, and everything where its size has no limit.
-            metrics.pool_overflow = max(0, beyond) if size else 0
+        # A pool counts from minus its size, and everything where its size has no limit.
+        self._note_pool(size, out, idle, max(0, beyond) if size else 0)
 
     @contextmanager
     def time_operation(self, name: str) -> Iterator[None]:
@@ -249,7 +249,8 @@ class SessionPerformanceMonitor:
         place = find_place()
         request = self._current(place)
         self._note_opened(request, time.monotonic() - state.since)
-        return _Watch(self, place, request)
+        assert state.figures is not None
+        return _Watch(self, state.figures.pool, place, request)
 
     def note_leaving(self, error: BaseException | None) -> None:
         """Note the error that leaves a request; the package calls this."""
@@ -292,6 +293,12 @@ class SessionPerformanceMonitor:
             if request is not None:
                 request.session_duration += seconds
         self._warn_if_slow("closing a session took", cleanup)
+
+    def _note_pool(self, size: int, out: int, idle: int, beyond: int) -> None:
+        with self.lock:
+            metrics = self.metrics
+            metrics.pool_size, metrics.pool_checked_out = size, out
+            metrics.pool_checked_in, metrics.pool_overflow = idle, beyond
 
     def _note_ended(self, request: RequestMetrics | None, outcome: Outcome) -> None:
         with self.lock:
@@ -365,27 +372,33 @@ class SessionPerformanceMonitor:
 class _Watch:
     """Counts what one session does, in the request in which it was opened."""
 
-    __slots__ = ("_closing", "_engine", "_monitor", "_place", "_request")
+    __slots__ = ("_begun", "_closing", "_monitor", "_place", "_pool", "_request")
 
     def __init__(
         self,
         monitor: SessionPerformanceMonitor,
+        pool: PoolWatch,
         place: Place | None,
         request: RequestMetrics | None,
     ) -> None:
         self._monitor = monitor
-        self._engine: Engine | None = None
+        self._pool = pool
         self._place = place
         self._request = request
+        self._begun = False
         self._closing: float | None = None
 
     def begun(self, connection: Connection) -> None:
         """Look at the pool, and count the statements where a request is monitored."""
-        self._engine = connection.engine
-        self._monitor.update_pool_metrics(self._engine)
+        self._begun = True
+        self._look_at_pool()
         if self._request is not None:
             # Of this connection alone, whose object ends with the transaction.
             event.listen(connection, "before_cursor_execute", self._on_statement)
+
+    def _look_at_pool(self) -> None:
+        held = self._pool.gauges()
+        self._monitor._note_pool(held.size, held.checked_out, held.idle, held.overflow)
 
     def _on_statement(self, *arguments: Any) -> None:
         assert self._request is not None
@@ -409,9 +422,9 @@ class _Watch:
 
     def closed(self, seconds: float, fault: Fault | None, error: BaseException | None) -> None:
         """Count the session's end, and look at the pool that its connection went back to."""
-        if self._engine is not None:
-            self._monitor.update_pool_metrics(self._engine)
         cleanup = None if self._closing is None else time.monotonic() - self._closing
+        if self._begun:
+            self._look_at_pool()
         self._monitor._note_closed(self._request, seconds, cleanup)
         self._monitor._warn_if_slow("a session was open for", seconds)
         if fault is not None and not fault.cancelled:

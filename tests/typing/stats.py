@@ -11,9 +11,13 @@ from datetime import datetime
 from typing import assert_type
 
 from asyncsession_kit import (
+    OpenSession,
     SessionStats,
     StatsSnapshot,
+    configure_session,
+    dump_open_sessions,
     get_session_stats,
+    list_open_sessions,
     reset_session_stats,
     take_session_stats,
 )
@@ -38,3 +42,7 @@ assert_type(snapshot.as_dict(), SessionStats)
 snapshot.retries = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 reset_session_stats()
+
+assert_type(list_open_sessions("reports"), list[OpenSession])
+assert_type(dump_open_sessions(), str)
+configure_session(leak_threshold=None, slow_scope_threshold=0.5, capture_stack=True)
