@@ -1,9 +1,10 @@
-"""Who is told of each session as it opens and ends: usually nobody, which costs a look at None."""
+"""Who is told of sessions, pools and scopes: usually nobody, which costs a look at None."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import Connection
@@ -45,10 +46,16 @@ class Watcher(Protocol):
         """Return what is to be told of the session, which has just been opened."""
 
 
+# Is told how long something about the pool of a database took: which of the three below, the
+# database's name, and the seconds.
+PoolTimer = Callable[[str, str, float], None]
+CREATE, WAIT, USE = "create", "wait", "use"
+
+
 class Watching:
     """Knows who wants to be told of sessions; nobody is kept alive for it."""
 
-    __slots__ = ("_lock", "_watchers", "opened")
+    __slots__ = ("_lock", "_watchers", "opened", "timer")
 
     def __init__(self) -> None:
         # The garbage collector may come in between, and forgets somebody then.
@@ -56,6 +63,8 @@ class Watching:
         self._watchers: tuple[weakref.ref[Watcher], ...] = ()
         # What to call for each session; None where there is nobody to tell.
         self.opened: Callable[[SessionState], None] | None = None
+        # What to call with what pools took.  It may be the garbage collector that calls it.
+        self.timer: PoolTimer | None = None
 
     def add(self, watcher: Watcher) -> None:
         """Tell the watcher of the sessions that are opened from now on."""
@@ -81,3 +90,51 @@ class Watching:
 
 
 watching = Watching()
+
+
+# --- spans ----------------------------------------------------------------------------------------
+
+
+class ScopeTrace(Protocol):
+    """Follows one scope."""
+
+    def suspend(self) -> None:
+        """Note that other code runs until ``resume``: the caller of a generator."""
+
+    def resume(self) -> None:
+        """Note that the body goes on, perhaps in another context."""
+
+    def end(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Note that the scope was left."""
+
+
+class UnitTrace(AbstractContextManager["UnitTrace"]):
+    """Follows a unit of work that may be tried again; this one does nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Note that the unit has ended."""
+
+    def attempt(self) -> AbstractContextManager[object]:
+        """Return what follows one attempt."""
+        return self
+
+
+_NO_TRACE = UnitTrace()
+
+
+class Tracing:
+    """Knows who follows scopes and units of work."""
+
+    __slots__ = ("scope", "unit")
+
+    def __init__(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Follow nothing any more; what is followed already is followed to its end."""
+        # Given a scope that has just been opened, its state and its name.
+        self.scope: Callable[[SessionState, str | None], ScopeTrace] | None = None
+        self.unit: Callable[[Callable[..., object]], UnitTrace] = lambda function: _NO_TRACE
+
+
+tracing = Tracing()

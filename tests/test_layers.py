@@ -92,6 +92,9 @@ ORDER = [
     "monitoring._monitor",
     "monitoring._apps",
     "monitoring",
+    "exporters",
+    "exporters.prometheus",
+    "exporters.opentelemetry",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.

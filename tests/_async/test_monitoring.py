@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import NullPool, select, text
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from asyncsession_kit import AsyncDatabase
@@ -141,6 +141,18 @@ async def test_the_figures_are_those_of_the_sessions(small: AsyncDatabase) -> No
     assert len(found.session_creation_times) == len(found.session_cleanup_times) == 7
     assert found.average_session_duration == pytest.approx(found.total_session_duration / 7)
     assert (found.pool_size, found.pool_checked_out, found.pool_overflow) == (1, 0, 0)
+
+
+async def test_a_pool_that_keeps_nothing(pg_database: PgDatabase) -> None:
+    """What is out is known from events, as the pool does not count."""
+    monitor = SessionPerformanceMonitor("tests")
+    db = AsyncDatabase(pg_database.url, poolclass=NullPool)
+    async with db.session_scope() as session:
+        await session.execute(ONE)
+        assert monitor.metrics.pool_checked_out == 1
+    found = monitor.metrics
+    assert (found.pool_checked_out, found.pool_checked_in, found.pool_size) == (0, 0, 0)
+    await db.dispose()
 
 
 async def test_what_is_counted_can_be_written_as_json(sqlite_db: AsyncDatabase) -> None:
