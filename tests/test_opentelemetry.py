@@ -15,8 +15,8 @@ from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader, Me
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
-from opentelemetry.semconv.attributes.db_attributes import DB_SYSTEM_NAME
 from sqlalchemy import NullPool, create_engine, select
 
 from asyncsession_kit import (
@@ -130,7 +130,12 @@ def test_the_names_are_those_of_the_conventions() -> None:
     }
     # The pool keeps no minimum.
     assert generated - {"db.client.connection.idle.min"} == set(CONVENTIONS)
-    assert DB_SYSTEM_NAME == "db.system.name"
+    assert db_attributes.DB_CLIENT_CONNECTION_POOL_NAME == "db.client.connection.pool.name"
+    assert db_attributes.DB_CLIENT_CONNECTION_STATE == "db.client.connection.state"
+    states = {state.value for state in db_attributes.DbClientConnectionStateValues}
+    assert states == {"idle", "used"}
+    # It became stable later than the oldest release that is supported.
+    assert getattr(db_attributes, "DB_SYSTEM_NAME", "db.system.name") == "db.system.name"
 
 
 async def test_an_export_name_by_name(db: AsyncDatabase, reader: InMemoryMetricReader) -> None:

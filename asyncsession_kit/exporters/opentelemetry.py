@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from sqlalchemy.engine import Dialect
 
@@ -260,12 +260,11 @@ class MetricsExport:
         self._times[kind].record(seconds, {_POOL_NAME: database})
 
     def _record_aside(self) -> None:
-        while self._aside:
-            try:
+        # Another thread may take what this one has seen.
+        with suppress(IndexError):
+            while self._aside:
                 database, seconds = self._aside.popleft()
-            except IndexError:  # another thread was first
-                return
-            self._times[USE].record(seconds, {_POOL_NAME: database})
+                self._times[USE].record(seconds, {_POOL_NAME: database})
 
     def _observer(
         self, read: Read, totals: _Totals | None
