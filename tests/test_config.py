@@ -33,6 +33,9 @@ DEFAULTS = {
     "commit_check": "none",
     "enable_monitoring": True,
     "log_level": "INFO",
+    "slow_scope_threshold": 1,
+    "leak_threshold": 60,
+    "capture_stack": False,
     "retry_attempts": 3,
     "retry_delay": 1,
 }
@@ -84,6 +87,9 @@ GOOD: dict[str, list[Any]] = {
     "commit_check": ["none", "xid", "token"],
     "enable_monitoring": [True, False],
     "log_level": ["DEBUG", "CRITICAL"],
+    "slow_scope_threshold": [None, 1, 0.001, LONGEST],
+    "leak_threshold": [None, 1, 0.001, LONGEST],
+    "capture_stack": [True, False],
     "retry_attempts": [0, 1, 1000],
     "retry_delay": [0, 0.5, LONGEST],
 }
@@ -93,6 +99,9 @@ BAD: dict[str, list[Any]] = {
     "auto_commit": NO_BOOL,
     "auto_rollback": NO_BOOL,
     "statement_timeout": NO_DURATION,
+    "slow_scope_threshold": NO_DURATION,
+    "leak_threshold": NO_DURATION,
+    "capture_stack": NO_BOOL,
     "commit_grace": [*NO_DURATION, None],
     "cleanup_timeout": [*NO_DURATION, None],
     "expire_on_commit": NO_BOOL,
@@ -187,9 +196,9 @@ def test_a_mistyped_option_is_suggested() -> None:
         configure_session(autocommit=True)  # type: ignore[call-arg]
     assert str(caught.value) == (
         "unknown option 'autocommit' (did you mean 'auto_commit'?); known are auto_commit,"
-        " auto_rollback, autoflush, cleanup_timeout, commit_check, commit_grace,"
-        " enable_monitoring, event_listeners, expire_on_commit, log_level, retry_attempts,"
-        " retry_delay, statement_timeout"
+        " auto_rollback, autoflush, capture_stack, cleanup_timeout, commit_check, commit_grace,"
+        " enable_monitoring, event_listeners, expire_on_commit, leak_threshold, log_level,"
+        " retry_attempts, retry_delay, slow_scope_threshold, statement_timeout"
     )
 
 

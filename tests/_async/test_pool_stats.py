@@ -144,6 +144,7 @@ async def test_an_engine_that_was_handed_over(pg_database: PgDatabase) -> None:
     await close_all(sessions)
     assert (counted("created"), counted("use")) == (1, 1)
     assert get_session_stats("pool stats again")["pool"]["pool stats again"]["size"] == 1
+    await again.dispose()
     await db.dispose()
     await engine.dispose()
 

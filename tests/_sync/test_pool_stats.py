@@ -145,6 +145,7 @@ def test_an_engine_that_was_handed_over(pg_database: PgDatabase) -> None:
     close_all(sessions)
     assert (counted("created"), counted("use")) == (1, 1)
     assert get_session_stats("pool stats again")["pool"]["pool stats again"]["size"] == 1
+    again.dispose()
     db.dispose()
     engine.dispose()
 
