@@ -13,8 +13,9 @@ from weakref import ref
 
 from sqlalchemy import Connection, Engine, Executable, TextClause, event
 from sqlalchemy import exc as sa_exc
+from sqlalchemy import inspect as inspect_object
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
 from ._callsite import describe
 from ._certainty import NONE, find_out, take_evidence
@@ -170,6 +171,22 @@ class KitSession(Session):
 
     # --- what it does -------------------------------------------------------------------------
 
+    def merge(self, instance: Any, **options: Any) -> Any:
+        """Copy an object's state into the session as usual; a detached one may be watched."""
+        self.kit_check()
+        # The class of the application may have a method of its own, which this stands before.
+        merge, watches = super().merge, self.kit_state.watches
+        if watches is None or not _is_detached(instance):
+            return merge(instance, **options)
+        began, done = time.monotonic(), False
+        try:
+            copy = merge(instance, **options)
+            done = True
+            return copy
+        finally:
+            for watch in watches:
+                watch.recovered(instance, time.monotonic() - began, done)
+
     def flush(self, objects: Any = None) -> None:
         """Flush as usual; in a read-only scope changes are refused before anything is sent.
 
@@ -299,6 +316,9 @@ class KitSession(Session):
             return
         self.kit_check()
         self._refuse_joined("close")
+        if state.watches is not None:
+            for watch in state.watches:
+                watch.closing()
         if state.connection is None and self.kit_has_changes():
             state.discard()
         # Without objects and a transaction there is nothing to let go of.
@@ -389,7 +409,6 @@ def _checked(name: str) -> Callable[..., Any]:
 for _name in (
     "add",
     "delete",
-    "merge",
     "refresh",
     "expire",
     "expire_all",
@@ -397,6 +416,11 @@ for _name in (
     "expunge_all",
 ):
     setattr(KitSession, _name, _checked(_name))
+
+
+def _is_detached(instance: object) -> bool:
+    found = inspect_object(instance, raiseerr=False)
+    return isinstance(found, InstanceState) and found.detached
 
 
 def _named_objects(session: Session) -> str:
@@ -465,6 +489,9 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
         on_begin(session, conn)
     if state.deadline is not None or state.config.statement_timeout is not None:
         hold_limit(state)
+    if state.watches is not None:
+        for watch in state.watches:
+            watch.begun(conn)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 
@@ -538,6 +565,11 @@ def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -
         state.hooks.drop(lambda savepoint: encloses(transaction, savepoint))
 
 
+def _detached_to_persistent(session: KitSession, instance: object) -> None:
+    for watch in session.kit_state.watches or ():
+        watch.reattached(instance)
+
+
 def _after_transaction_end(session: KitSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.kit_state.ended()
@@ -549,6 +581,7 @@ event.listen(KitSession, "before_flush", _before_flush, insert=True, propagate=T
 event.listen(KitSession, "before_commit", _before_commit, insert=True, propagate=True)
 event.listen(KitSession, "after_commit", _after_commit, insert=True, propagate=True)
 event.listen(KitSession, "after_soft_rollback", _after_soft_rollback, insert=True, propagate=True)
+event.listen(KitSession, "detached_to_persistent", _detached_to_persistent, propagate=True)
 event.listen(
     KitSession, "after_transaction_end", _after_transaction_end, insert=True, propagate=True
 )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ._holders import Holders
     from ._hooks import Hooks
     from ._stats.collector import Figures
+    from ._watch import SessionWatch
 
 
 def encloses(outer: SessionTransaction, inner: SessionTransaction | None) -> bool:
@@ -136,6 +137,7 @@ class SessionState:
         "used",
         "wait_took",
         "waited",
+        "watches",
     )
 
     def __init__(
@@ -147,6 +149,8 @@ class SessionState:
         self.since = time.monotonic()
         # Where it is counted; None where monitoring was off when it was opened.
         self.figures: Figures | None = None
+        # Who is told what happens to it; None: nobody wants to know.
+        self.watches: tuple[SessionWatch, ...] | None = None
         # When it was last used (seconds of the same clock), as far as that is counted.
         self.used = self.since
         # How long it waited for its connection (seconds).
@@ -338,6 +342,9 @@ class SessionState:
         self.commits += transaction and self.outcome is Outcome.COMMITTED
         if self.figures is not None:
             self.figures.end(self, self.outcome if transaction else None, failed)
+        if transaction and self.watches is not None:
+            for watch in self.watches:
+                watch.ended(self.outcome)
         if self.hooks is not None:
             self.hooks.settle(self.outcome)
 

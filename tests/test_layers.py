@@ -20,6 +20,7 @@ ORDER = [
     "_concurrency",
     "_forks",
     "_callsite",
+    "_watch",
     "_reads",
     "_terms",
     "_deadline",
@@ -99,6 +100,14 @@ ORDER = [
     "_adopt",
     "_current",
     "__init__",
+    "monitoring._metrics",
+    "monitoring._requests",
+    "monitoring._monitor",
+    "monitoring._apps",
+    "monitoring",
+    "exporters",
+    "exporters.prometheus",
+    "exporters.opentelemetry",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.

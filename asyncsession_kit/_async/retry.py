@@ -12,6 +12,7 @@ from .._policy import RetryPolicy, policy_of
 from .._protocols import AsyncWork, P, R
 from .._retry import Course, async_answer, refuse_uncallable
 from .._unit import close_unit, open_unit
+from .._watch import UnitTrace, tracing
 
 
 @overload
@@ -79,13 +80,26 @@ async def async_attempts(
     """
     if async_ambient.find(None) is not None:
         return await async_answer(function, call(*arguments, **keywords))
+    with tracing.unit(function) as trace:
+        return await _async_course(function, call, arguments, keywords, policy, trace)
+
+
+async def _async_course(
+    function: Callable[..., Any],
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    policy: RetryPolicy,
+    trace: UnitTrace,
+) -> Any:
     course: Course | None = None
     started = time.monotonic()
     try:
         while True:
             unit = open_unit(policy.commit_check, policy.verify)
             try:
-                return await async_answer(function, call(*arguments, **keywords))
+                with trace.attempt():
+                    return await async_answer(function, call(*arguments, **keywords))
             except Exception as error:
                 if course is None:
                     course = Course(policy, function, arguments, keywords, started)

@@ -46,6 +46,7 @@ from .._session_worlds import async_commit_session, async_run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import AsyncSession
+from .._watch import ScopeTrace, tracing
 from ..errors import (
     PropagationError,
     SessionError,
@@ -81,6 +82,7 @@ class AsyncSessionScope:
         "_request",
         "_savepoint",
         "_session",
+        "_trace",
         "is_open",
         "name",
         "outer",
@@ -104,6 +106,7 @@ class AsyncSessionScope:
         self._session: AsyncSession | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
+        self._trace: ScopeTrace | None = None
 
     # --- what a caller may ask --------------------------------------------------------------------
 
@@ -309,6 +312,8 @@ class AsyncSessionScope:
             self.state = None
             raise
         self._core = core_of_async_session(self._session)
+        if tracing.scope is not None and state.figures is not None:
+            self._trace = tracing.scope(state, self.name)
 
     # --- leaving ----------------------------------------------------------------------------------
 
@@ -430,6 +435,8 @@ class AsyncSessionScope:
         """Stop being the open scope: a generator's caller runs until ``resume``."""
         self.is_open = False
         async_ambient.pop(self)
+        if self._trace is not None:
+            self._trace.suspend()
         if self._decision in (Decision.JOIN, Decision.SAVEPOINT) and self.state is not None:
             self.state.joined -= 1
 
@@ -442,6 +449,8 @@ class AsyncSessionScope:
             self.state.joined += 1
         elif self._decision in _OWN:
             self.state.take_over()
+        if self._trace is not None:
+            self._trace.resume()
         async_ambient.push(self)
 
     async def _complete(self, state: SessionState) -> None:
@@ -519,6 +528,8 @@ class AsyncSessionScope:
                 log_slow(state, self._told_name, self._ending, seconds)
             if is_logged(state.config):
                 log_end(state.config, self._told_name, self._ending, state.commits, seconds)
+        if self._trace is not None:
+            self._trace.end(self._ending, exc)
         self._forget()
 
     def _forget(self) -> None:

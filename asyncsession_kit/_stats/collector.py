@@ -19,6 +19,7 @@ from .._callsite import Origin, describe, stack_text
 from .._concurrency import RLock
 from .._forks import hold_over_forks, reset_in_child
 from .._outcome import Outcome
+from .._watch import WAIT, watching
 from ..errors import DatabaseNotConfiguredError
 from .faults import Fault, fault_of
 from .histogram import BOUNDS, Histogram
@@ -81,12 +82,12 @@ class Figures:
         "unknown_outcomes",
     )
 
-    def __init__(self, lock: RLock, gauge: Gauge) -> None:
+    def __init__(self, lock: RLock, gauge: Gauge, name: str = "") -> None:
         self._lock = lock
         # ``with`` is several times slower than these two.
         self._acquire, self._release = lock.acquire, lock.release
         self._gauge = gauge
-        self.pool = PoolWatch(lock)
+        self.pool = PoolWatch(lock, name)
         self.active_sessions = self.peak_active_sessions = 0
         self.clear()
 
@@ -126,6 +127,8 @@ class Figures:
             watch.by(state.since + config.leak_threshold)
         if config.capture_stack:
             state.stack = stack_text()
+        if watching.opened is not None:
+            watching.opened(state)
 
     def close(self, state: SessionState, name: str | None, error: BaseException | None) -> float:
         """Count a session that has ended, by the name of its scope or else where it was opened.
@@ -156,6 +159,9 @@ class Figures:
             self._release()
         if state.leaked:
             note_return(state, seconds)
+        if state.watches is not None:
+            for each in state.watches:
+                each.closed(seconds, fault, error)
         return seconds
 
     def begin(self, state: SessionState, connection: Connection) -> None:
@@ -170,10 +176,10 @@ class Figures:
 
     def end(self, state: SessionState, outcome: Outcome | None, failed: bool) -> None:
         """Count what has reached the database and ended; without an outcome no transaction."""
+        waited, state.waited = state.waited, None
         self._acquire()
-        if state.waited is not None:
-            self.pool.wait.add(state.waited)
-            state.waited = None
+        if waited is not None:
+            self.pool.wait.add(waited)
         if outcome is Outcome.COMMITTED:
             self.committed_transactions += 1
         elif outcome is Outcome.ROLLED_BACK:
@@ -182,6 +188,8 @@ class Figures:
             self.unknown_outcomes += 1
         self.failed_transactions += outcome is not None and failed
         self._release()
+        if watching.timer is not None and waited is not None:
+            watching.timer(WAIT, self.pool.name, waited)
 
     def leak(self) -> None:
         """Count a session that was open too long, or was forgotten."""
@@ -255,7 +263,7 @@ class Collector:
     """Holds the figures of every database by its name; those of one name count together."""
 
     def __init__(self) -> None:
-        self._lock = RLock()
+        self.lock = self._lock = RLock()
         # So that no other thread is half through a change when the child begins with it.
         hold_over_forks(self._lock)
         reset_in_child(self)
@@ -270,7 +278,9 @@ class Collector:
         with self._lock:
             if database not in self._figures and len(self._figures) >= MOST_DATABASES - 1:
                 database = OTHER
-            return self._figures.setdefault(database, Figures(self._lock, self._gauge))
+            if database not in self._figures:
+                self._figures[database] = Figures(self._lock, self._gauge, database)
+            return self._figures[database]
 
     def snapshot(self, database: str | None = None) -> StatsSnapshot:
         """Return what was counted so far, of one database or of the process.
@@ -294,6 +304,23 @@ class Collector:
                 peak_active_sessions=self._gauge.peak,
             )
             return merged([*taken, self.strays.taken("", self._since, PoolFigures())], whole)
+
+    def by_database(self) -> dict[str, Figures]:
+        """Return the figures of each database; under "" those of what belongs to none."""
+        with self._lock:
+            return {**self._figures, "": self.strays}
+
+    def snapshots(self) -> dict[str, StatsSnapshot]:
+        """Return what was counted so far of each database; under "" what belongs to none."""
+        found = {name: self.snapshot(name) for name in self.by_database() if name}
+        with self._lock:
+            found[""] = self.strays.taken("", self._since, PoolFigures())
+        return found
+
+    @property
+    def since(self) -> datetime:
+        """Return when counting began, or was reset."""
+        return self._since
 
     def _wanted(self, database: str | None) -> dict[str, Figures]:
         if database is None:

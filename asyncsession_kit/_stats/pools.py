@@ -15,6 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from .._concurrency import RLock
 from .._links import links_of
+from .._watch import CREATE, USE, watching
 from ..config import get_session_config
 from .histogram import NOTHING, Distribution, DurationStats, Histogram, duration_stats
 
@@ -101,7 +102,8 @@ class PoolWatch:
     while monitoring is off for the process.
     """
 
-    def __init__(self, lock: RLock) -> None:
+    def __init__(self, lock: RLock, name: str) -> None:
+        self.name = name
         self._lock = lock
         # ``with`` is several times slower than these two.
         self._acquire, self._release = lock.acquire, lock.release
@@ -160,10 +162,13 @@ class PoolWatch:
         began = record.record_info.pop((_BEGAN, self), None)
         if not get_session_config().enable_monitoring:
             return
+        seconds = None if began is None else monotonic() - began
         with self._lock:
             self._created += 1
-            if began is not None:
-                self._create.add(monotonic() - began)
+            if seconds is not None:
+                self._create.add(seconds)
+        if watching.timer is not None and seconds is not None:
+            watching.timer(CREATE, self.name, seconds)
 
     def _on_checkout(self, dbapi_connection: object, record: _Record, proxy: object) -> None:
         if get_session_config().enable_monitoring:
@@ -183,6 +188,8 @@ class PoolWatch:
         self._resets += dbapi_connection is not None
         self._use.add(seconds)
         self._release()
+        if watching.timer is not None:
+            watching.timer(USE, self.name, seconds)
 
     def _on_detach(self, dbapi_connection: object, record: _Record) -> None:
         self._on_checkin(None, record)
@@ -203,6 +210,11 @@ class PoolWatch:
                 self._timeouts += 1
 
     # --- what was counted -------------------------------------------------------------------------
+
+    @property
+    def timeouts(self) -> int:
+        """Return how many sessions were given no connection in time."""
+        return self._timeouts
 
     @property
     def is_used(self) -> bool:
@@ -229,6 +241,14 @@ class PoolWatch:
         return PoolFigures(
             size=size, idle=idle, checked_out=out, overflow=overflow, waiting=waiting
         )
+
+    def capacity(self) -> int | None:
+        """Return how many connections there may be at most; None where that has no limit."""
+        with self._lock:
+            known = [holders() for holders in self._engines.values() if holders is not None]
+        most = [None if holders is None else holders.capacity for holders in known]
+        limits = [limit for limit in most if limit is not None]
+        return sum(limits) if limits and len(limits) == len(most) else None
 
     def taken(self, gauges: PoolFigures) -> PoolFigures:
         """Return what was counted so far beside what is held; the caller holds the lock."""

@@ -13,6 +13,7 @@ from .._policy import RetryPolicy, policy_of
 from .._protocols import P, R, Work
 from .._retry import Course, answer, refuse_uncallable
 from .._unit import close_unit, open_unit
+from .._watch import UnitTrace, tracing
 
 
 @overload
@@ -78,13 +79,26 @@ def attempts(
     """
     if ambient.find(None) is not None:
         return answer(function, call(*arguments, **keywords))
+    with tracing.unit(function) as trace:
+        return _course(function, call, arguments, keywords, policy, trace)
+
+
+def _course(
+    function: Callable[..., Any],
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    policy: RetryPolicy,
+    trace: UnitTrace,
+) -> Any:
     course: Course | None = None
     started = time.monotonic()
     try:
         while True:
             unit = open_unit(policy.commit_check, policy.verify)
             try:
-                return answer(function, call(*arguments, **keywords))
+                with trace.attempt():
+                    return answer(function, call(*arguments, **keywords))
             except Exception as error:
                 if course is None:
                     course = Course(policy, function, arguments, keywords, started)

@@ -47,6 +47,7 @@ from .._session_worlds import commit_session, run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._terms import Kind
 from .._types import Session
+from .._watch import ScopeTrace, tracing
 from ..errors import (
     PropagationError,
     SessionError,
@@ -82,6 +83,7 @@ class SessionScope:
         "_request",
         "_savepoint",
         "_session",
+        "_trace",
         "is_open",
         "name",
         "outer",
@@ -105,6 +107,7 @@ class SessionScope:
         self._session: Session | None = None
         self._core: KitSession | None = None
         self._ending: Outcome | None = None
+        self._trace: ScopeTrace | None = None
 
     # --- what a caller may ask --------------------------------------------------------------------
 
@@ -310,6 +313,8 @@ class SessionScope:
             self.state = None
             raise
         self._core = core_of_session(self._session)
+        if tracing.scope is not None and state.figures is not None:
+            self._trace = tracing.scope(state, self.name)
 
     # --- leaving ----------------------------------------------------------------------------------
 
@@ -431,6 +436,8 @@ class SessionScope:
         """Stop being the open scope: a generator's caller runs until ``resume``."""
         self.is_open = False
         ambient.pop(self)
+        if self._trace is not None:
+            self._trace.suspend()
         if self._decision in (Decision.JOIN, Decision.SAVEPOINT) and self.state is not None:
             self.state.joined -= 1
 
@@ -443,6 +450,8 @@ class SessionScope:
             self.state.joined += 1
         elif self._decision in _OWN:
             self.state.take_over()
+        if self._trace is not None:
+            self._trace.resume()
         ambient.push(self)
 
     def _complete(self, state: SessionState) -> None:
@@ -518,6 +527,8 @@ class SessionScope:
                 log_slow(state, self._told_name, self._ending, seconds)
             if is_logged(state.config):
                 log_end(state.config, self._told_name, self._ending, state.commits, seconds)
+        if self._trace is not None:
+            self._trace.end(self._ending, exc)
         self._forget()
 
     def _forget(self) -> None:
