@@ -9,10 +9,12 @@ from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
 from ._async.gather import async_gather_scopes
+from ._async.health import async_check_health
 from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
+from ._health import HealthReport, HealthStatus, PoolHealth
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
@@ -23,6 +25,7 @@ from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.gather import gather_scopes
+from ._sync.health import check_health
 from ._sync.retry import with_retry
 from ._sync.scope import SessionScope
 from .config import (
@@ -99,11 +102,14 @@ __all__ = [
     "ErrorKind",
     "ExclusionError",
     "ForeignKeyError",
+    "HealthReport",
+    "HealthStatus",
     "LockTimeoutError",
     "NotNullError",
     "Outcome",
     "PoolDeadlockError",
     "PoolExhaustedError",
+    "PoolHealth",
     "PropagationError",
     "QueryCancelledError",
     "ReadOnlyTransactionError",
@@ -130,12 +136,14 @@ __all__ = [
     "UnexpectedRollbackError",
     "UniqueError",
     "adopt_session",
+    "async_check_health",
     "async_dispose_database",
     "async_gather_scopes",
     "async_session_scope",
     "async_with_retry",
     "async_with_session",
     "before_commit",
+    "check_health",
     "configure_session",
     "current_async_session",
     "current_scope",

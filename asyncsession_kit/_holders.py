@@ -115,6 +115,14 @@ class Holders:
         else:
             self._wait(place, self._longest(state))
 
+    def let_in(self, state: SessionState) -> bool:
+        """Let a session to the pool if it need not wait; tell whether that was so."""
+        with self._lock:
+            if not self._is_free() or self._queue:
+                return False
+            self._let_in(state)
+            return True
+
     def leave(self, state: SessionState) -> None:
         """Note that the session has no connection any more, and wants none."""
         with self._lock:
@@ -191,6 +199,11 @@ class Holders:
         with self._lock:
             held = sum(_flow(state) == own for state in self._holding)
         return None if self.capacity is None else self.capacity - held
+
+    def look(self) -> tuple[int, list[str]]:
+        """Return how many wait, and in words who holds a connection, for the longest time first."""
+        with self._lock:
+            return len(self._queue), _held(self._holding)
 
     # --- errors -----------------------------------------------------------------------------------
 

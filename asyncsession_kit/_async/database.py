@@ -8,9 +8,9 @@ from typing import NamedTuple, Unpack
 from sqlalchemy import URL, MetaData
 
 from .._ambient import async_ambient
-from .._callsite import caller_origin
+from .._callsite import caller_origin, user_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
-from .._concurrency import Lock, async_run_core, async_wait_for_exits
+from .._concurrency import AsyncShare, Lock, async_run_core, async_wait_for_exits
 from .._engines import (
     EngineOptions,
     EngineSource,
@@ -25,9 +25,11 @@ from .._engines import (
     prepare,
     refuse_reader,
 )
+from .._health import SLOW, TIMEOUT, HealthReport, PoolView, check_limits, judged
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._pool import async_drop_connects
+from .._probe import Probe, look_at_pool
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
@@ -85,6 +87,7 @@ class AsyncDatabase:
         self._usual: _Variant | None = None
         self._keeper = TokenKeeper()
         self._limits: tuple[str, ...] = ()
+        self._probes: AsyncShare[Probe] = AsyncShare()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._source.text}>"
@@ -210,6 +213,42 @@ class AsyncDatabase:
         """
         config = get_session_config().merged(options)
         return self.new_session(SessionState(config, caller_origin(1)))
+
+    async def check_health(
+        self, *, timeout: float = TIMEOUT, slow_threshold: float = SLOW
+    ) -> HealthReport:
+        """Ask the database, and say how it is; it takes ``timeout`` seconds at the longest.
+
+        It never waits for the pool: where that has no free connection it asks on one of its own,
+        which is closed afterwards.  All who ask at the same time share one question.  An answer
+        that takes longer than ``slow_threshold`` seconds degrades.
+
+        :raises ConfigurationError: a value is invalid, or no engine can be made.
+        """
+        check_limits(timeout, slow_threshold)
+        state = SessionState(get_session_config(), user_origin())
+        before = self._look_at_pools()
+        usual = self._on(DEFAULT)
+        probe = await self._probes.ask(
+            lambda: Probe(
+                unwrap_async_engine(usual.engine), usual.holders, state, timeout, self._source.text
+            ),
+            timeout,
+        )
+        after = self._look_at_pools()
+        return judged(
+            probe.findings,
+            list(zip(before, after, strict=False)),
+            dialect=self._source.dialect,
+            timeout=timeout,
+            slow_threshold=slow_threshold,
+        )
+
+    def _look_at_pools(self) -> list[PoolView]:
+        self._make_engine()
+        with self._lock:
+            own = [self._variants[terms] for terms in OWN_POOLS if terms in self._variants]
+        return [look_at_pool(unwrap_async_engine(one.engine), one.holders) for one in own]
 
     async def create_all(self, metadata: MetaData) -> None:
         """Create the tables that are missing, and commit; in an open scope, leave that to it."""
