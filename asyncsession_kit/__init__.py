@@ -19,6 +19,7 @@ from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollba
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
+from ._statements import RepeatedStatement, StatementStatistics
 from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._sync.database import Database
@@ -113,6 +114,7 @@ __all__ = [
     "PropagationError",
     "QueryCancelledError",
     "ReadOnlyTransactionError",
+    "RepeatedStatement",
     "RetryBudget",
     "RetryDetails",
     "RetryExhaustedError",
@@ -128,6 +130,7 @@ __all__ = [
     "SessionOptions",
     "SessionScope",
     "SessionStats",
+    "StatementStatistics",
     "StatsSnapshot",
     "TransactionDoomedError",
     "TransactionError",

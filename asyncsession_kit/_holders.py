@@ -29,6 +29,7 @@ from ._concurrency import (
 )
 from ._pool import know_holders, pool_exhausted
 from ._state import Gathering, SessionState, gatherings
+from ._statements import shortened
 from .errors import PoolDeadlockError, PoolExhaustedError
 
 # QueuePool's own defaults: its size, its overflow, and how long it makes one wait (seconds).
@@ -291,7 +292,9 @@ def _flow(state: SessionState) -> object:
 
 def _name(state: SessionState) -> str:
     owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
-    return f"{owner}, opened at {describe(state.origin)}"
+    last = None if state.recorder is None else state.recorder.last
+    sent = "" if last is None else f", last statement {shortened(last)!r}"
+    return f"{owner}, opened at {describe(state.origin)}{sent}"
 
 
 def _capacity(pool: object, pool_size: int | None, max_overflow: int | None) -> int | None:

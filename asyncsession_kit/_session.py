@@ -30,6 +30,7 @@ from ._limits import hold_limit
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
+from ._statements import record
 from ._terms import Kind
 from .errors import (
     ConfigurationError,
@@ -167,6 +168,9 @@ class KitSession(Session):
         :raises ReadOnlyTransactionError: the scope is read-only and objects were changed.
         """
         self.kit_check()
+        recorder = self.kit_state.recorder
+        if recorder is not None:
+            recorder.flushing += 1
         try:
             super().flush(objects)
         except ReadOnlyTransactionError:
@@ -174,6 +178,9 @@ class KitSession(Session):
         except BaseException as error:
             self.kit_state.flush_error = error
             raise
+        finally:
+            if recorder is not None:
+                recorder.flushing -= 1
 
     def commit(self) -> None:
         """Commit; after a failure the connection has been rolled back before it is returned.
@@ -438,6 +445,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
         on_begin(session, conn)
     if state.deadline is not None or state.config.statement_timeout is not None:
         hold_limit(state)
+    if state.recorder is not None:
+        record(conn, state.recorder)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ._certainty import Evidence, TokenKeeper
     from ._holders import Holders
     from ._hooks import Hooks
+    from ._statements import StatementRecorder
     from ._stats.collector import Figures
 
 
@@ -110,6 +111,7 @@ class SessionState:
         "origin",
         "outcome",
         "owner",
+        "recorder",
         "root",
         "scoped",
         "terms",
@@ -126,6 +128,8 @@ class SessionState:
         self.since = time.monotonic()
         # Where it is counted; None where monitoring was off when it was opened.
         self.figures: Figures | None = None
+        # What counts its statements, where that was asked for.
+        self.recorder: StatementRecorder | None = None
         # Whether an error ends the transaction; None: nobody has said.
         self.failing: bool | None = None
         # The error that ended it, as it is counted; a scope is told of its own as it is left.

@@ -45,6 +45,9 @@ class ScopeOptions(TypedDict, total=False):
     commit_check: CommitCheck
     enable_monitoring: bool
     log_level: LogLevel
+    statement_statistics: bool
+    repeat_threshold: int | None
+    log_parameters: bool
 
 
 class SessionOptions(ScopeOptions, total=False):
@@ -91,7 +94,10 @@ class SessionConfig:
     ``autoflush``: as for an SQLAlchemy session.  ``event_listeners``: session event names and what
     to call.  ``commit_check``: how to find out what became of a COMMIT whose answer was lost
     (``none``, ``xid`` on PostgreSQL, ``token``).  ``enable_monitoring``: each scope that ends is
-    logged, with its outcome and duration, at ``log_level``.  ``retry_attempts``: how many retries
+    logged, with its outcome and duration, at ``log_level``.  ``statement_statistics``: statements
+    are counted and timed, and logged at DEBUG; with how many times of the same one from the same
+    line that is reported, ``repeat_threshold`` says (None: never), and ``log_parameters`` adds the
+    values to the log.  ``retry_attempts``: how many retries
     follow the first try where retries are asked for without a number.  ``retry_delay``: the longest
     wait before the first of them.
 
@@ -109,6 +115,9 @@ class SessionConfig:
     commit_check: CommitCheck = "none"
     enable_monitoring: bool = True
     log_level: LogLevel = "INFO"
+    statement_statistics: bool = False
+    repeat_threshold: int | None = 10
+    log_parameters: bool = False
     retry_attempts: int = 3
     retry_delay: float = 1.0
 
@@ -197,6 +206,14 @@ def _check_listeners(name: str, value: object) -> None:
             )
 
 
+def _check_threshold(name: str, value: object) -> None:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    if value is not None and not number:
+        raise ConfigurationError(
+            f"{name}={value!r} is no number of times; give 2 or more, or None to look for none"
+        )
+
+
 def _check_log_level(name: str, value: object) -> None:
     if value not in _LOG_LEVELS:
         known = ", ".join(_LOG_LEVELS)
@@ -253,6 +270,9 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "commit_check": check_certainty_name,
         "enable_monitoring": check_bool,
         "log_level": _check_log_level,
+        "statement_statistics": check_bool,
+        "repeat_threshold": _check_threshold,
+        "log_parameters": check_bool,
     }
 )
 # What holds for the process, and is no option of one scope.

@@ -33,6 +33,9 @@ DEFAULTS = {
     "commit_check": "none",
     "enable_monitoring": True,
     "log_level": "INFO",
+    "statement_statistics": False,
+    "repeat_threshold": 10,
+    "log_parameters": False,
     "retry_attempts": 3,
     "retry_delay": 1,
 }
@@ -84,6 +87,9 @@ GOOD: dict[str, list[Any]] = {
     "commit_check": ["none", "xid", "token"],
     "enable_monitoring": [True, False],
     "log_level": ["DEBUG", "CRITICAL"],
+    "statement_statistics": [True, False],
+    "repeat_threshold": [None, 2, 1000],
+    "log_parameters": [True, False],
     "retry_attempts": [0, 1, 1000],
     "retry_delay": [0, 0.5, LONGEST],
 }
@@ -113,6 +119,9 @@ BAD: dict[str, list[Any]] = {
     "commit_check": ["maybe", None, True, [], "XID"],
     "enable_monitoring": NO_BOOL,
     "log_level": ["info", "LOUD", 20, None, []],
+    "statement_statistics": NO_BOOL,
+    "repeat_threshold": [1, 0, -1, True, 2.5, "10", []],
+    "log_parameters": NO_BOOL,
     "retry_attempts": [-1, 1.5, True, "3", [3], None],
     "retry_delay": [None, *(value for value in NO_DURATION if value != 0)],
 }
@@ -188,8 +197,8 @@ def test_a_mistyped_option_is_suggested() -> None:
     assert str(caught.value) == (
         "unknown option 'autocommit' (did you mean 'auto_commit'?); known are auto_commit,"
         " auto_rollback, autoflush, cleanup_timeout, commit_check, commit_grace,"
-        " enable_monitoring, event_listeners, expire_on_commit, log_level, retry_attempts,"
-        " retry_delay, statement_timeout"
+        " enable_monitoring, event_listeners, expire_on_commit, log_level, log_parameters,"
+        " repeat_threshold, retry_attempts, retry_delay, statement_statistics, statement_timeout"
     )
 
 

@@ -43,6 +43,7 @@ ORDER = [
     "_injection",
     "_unit",
     "_scope_log",
+    "_statements",
     "_state",
     "_ambient",
     "_hooks",

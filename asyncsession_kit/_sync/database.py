@@ -35,6 +35,7 @@ from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import kit_class
 from .._state import Limiter, SessionState
+from .._statements import StatementRecorder, record_statements
 from .._stats.collector import collector
 from .._terms import DEFAULT, OWN_POOLS, READERS, Terms, execution_options, needs_reader_pool
 from .._types import Engine, Session, create_engine, unwrap_engine
@@ -184,6 +185,11 @@ class Database:
         if config.commit_check != NONE:
             check_certainty(dialect, config.commit_check)
             state.keeper = self._keeper if config.commit_check == TOKEN else None
+        if config.statement_statistics:
+            record_statements(unwrap_engine(engine))
+            state.recorder = StatementRecorder(
+                state.origin, config.repeat_threshold, config.log_parameters
+            )
         session = self._session_class(
             engine,
             kit_on_begin=on_begin,
