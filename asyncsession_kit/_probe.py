@@ -6,7 +6,7 @@ It is written for threads; tasks run it in a greenlet.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Engine
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
@@ -21,6 +21,9 @@ from ._ping import cut, ping
 from ._pool import connect_past
 from ._state import SessionState
 from .errors import SessionError
+
+# A pool by its engine, and the gate before it.
+OwnPool: TypeAlias = tuple[Engine, Holders | None]
 
 
 class Probe:
@@ -55,7 +58,11 @@ class Probe:
             if not self._ask_pool():
                 self._ask_past_pool()
         except Exception as error:
-            self.findings = Findings(self.findings.step, failure=self._failure(error))
+            failure = self._failure(error)
+            with self._lock:
+                # Who gave it up has read what stands there.
+                if not self._abandoned:
+                    self.findings = Findings(self.findings.step, failure=failure)
 
     def abandon(self) -> None:
         """Wake the thread that looks, and waits for an answer in vain."""
@@ -85,6 +92,7 @@ class Probe:
         return True
 
     def _ask_past_pool(self) -> None:
+        self._begin(None)
         self.findings = Findings(CONNECT)
         in_a_hurry.set(self._seconds)
         with connect_past(self._engine.pool) as connection:

@@ -25,11 +25,11 @@ from .._engines import (
     prepare,
     refuse_reader,
 )
-from .._health import SLOW, TIMEOUT, HealthReport, PoolView, check_limits, judged
+from .._health import SLOW, TIMEOUT, HealthReport, check_limits, judged
 from .._holders import Holders
 from .._policy import RetryBudget
 from .._pool import async_drop_connects
-from .._probe import Probe, look_at_pool
+from .._probe import OwnPool, Probe, look_at_pool
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
@@ -233,28 +233,28 @@ class AsyncDatabase:
         """
         check_limits(timeout, slow_threshold)
         state = SessionState(get_session_config(), user_origin())
-        before = self._look_at_pools()
         usual = self._on(DEFAULT)
+        pools = self._own_pools()
+        before = [look_at_pool(*pool) for pool in pools]
         probe = await self._probes.ask(
             lambda: Probe(
                 unwrap_async_engine(usual.engine), usual.holders, state, timeout, self._source.text
             ),
             timeout,
         )
-        after = self._look_at_pools()
+        after = [look_at_pool(*pool) for pool in pools]
         return judged(
             probe.findings,
-            list(zip(before, after, strict=False)),
+            list(zip(before, after, strict=True)),
             dialect=self._source.dialect,
             timeout=timeout,
             slow_threshold=slow_threshold,
         )
 
-    def _look_at_pools(self) -> list[PoolView]:
-        self._make_engine()
+    def _own_pools(self) -> list[OwnPool]:
         with self._lock:
             own = [self._variants[terms] for terms in OWN_POOLS if terms in self._variants]
-        return [look_at_pool(unwrap_async_engine(one.engine), one.holders) for one in own]
+        return [(unwrap_async_engine(one.engine), one.holders) for one in own]
 
     async def create_all(self, metadata: MetaData) -> None:
         """Create the tables that are missing, and commit; in an open scope, leave that to it."""
