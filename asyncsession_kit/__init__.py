@@ -9,15 +9,18 @@ from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
 from ._async.gather import async_gather_scopes
+from ._async.health import async_check_health
 from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
 from ._diagnosis import OpenSession, dump_open_sessions, list_open_sessions
+from ._health import HealthReport, HealthStatus, PoolHealth
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
+from ._statements import RepeatedStatement, StatementStatistics
 from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
 from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
@@ -26,6 +29,7 @@ from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
 from ._sync.gather import gather_scopes
+from ._sync.health import check_health
 from ._sync.retry import with_retry
 from ._sync.scope import SessionScope
 from .config import (
@@ -108,16 +112,20 @@ __all__ = [
     "ErrorKind",
     "ExclusionError",
     "ForeignKeyError",
+    "HealthReport",
+    "HealthStatus",
     "LockTimeoutError",
     "NotNullError",
     "OpenSession",
     "Outcome",
     "PoolDeadlockError",
     "PoolExhaustedError",
+    "PoolHealth",
     "PoolStats",
     "PropagationError",
     "QueryCancelledError",
     "ReadOnlyTransactionError",
+    "RepeatedStatement",
     "RetryBudget",
     "RetryDetails",
     "RetryExhaustedError",
@@ -134,6 +142,7 @@ __all__ = [
     "SessionOptions",
     "SessionScope",
     "SessionStats",
+    "StatementStatistics",
     "StatsSnapshot",
     "Straggler",
     "TransactionDoomedError",
@@ -144,6 +153,7 @@ __all__ = [
     "UniqueError",
     "WrongEventLoopError",
     "adopt_session",
+    "async_check_health",
     "async_dispose_database",
     "async_gather_scopes",
     "async_session_scope",
@@ -151,6 +161,7 @@ __all__ = [
     "async_with_retry",
     "async_with_session",
     "before_commit",
+    "check_health",
     "configure_session",
     "current_async_session",
     "current_scope",

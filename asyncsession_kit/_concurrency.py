@@ -20,7 +20,7 @@ from contextvars import copy_context
 from threading import Lock as Lock
 from threading import RLock as RLock
 from types import CoroutineType, FrameType
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -685,6 +685,140 @@ class Relay(Generic[T]):
         if tasks:
             await asyncio.wait(tasks, timeout=sum(_STOP_PAUSES))
             await async_wait_for_exits(sum(_STOP_PAUSES))
+
+
+# --- one inquiry for all who ask at once ----------------------------------------------------------
+
+
+class Inquiry(Protocol):
+    """Is something to find out: ``run`` notes what it finds, and raises no error."""
+
+    def run(self) -> None:
+        """Find out; of a task, in a greenlet."""
+
+    def abandon(self) -> None:
+        """Wake the thread that runs it; of a task nothing is needed, it is cancelled."""
+
+
+Q = TypeVar("Q", bound=Inquiry)
+
+
+class _Asked(Generic[Q]):
+    """Is an inquiry under way: how many wait for it, and whether it is being stopped."""
+
+    def __init__(self, inquiry: Q) -> None:
+        self.inquiry = inquiry
+        self.waiting = 0
+        self.given_up = False
+
+
+class _AskedTask(_Asked[Q]):
+    def __init__(self, inquiry: Q) -> None:
+        super().__init__(inquiry)
+        self.task = asyncio.ensure_future(greenlet_spawn(inquiry.run))
+
+
+class AsyncShare(Generic[Q]):
+    """Lets all tasks of a loop that ask at the same time share one inquiry."""
+
+    def __init__(self) -> None:
+        self._asked: _AskedTask[Q] | None = None
+
+    async def ask(self, make: Callable[[], Q], seconds: float) -> Q:
+        """Begin an inquiry, or take part in the one under way; return it in time, ended or not.
+
+        Once nobody waits for it any more it is stopped.  The next one begins only then.
+        """
+        deadline = time.monotonic() + seconds
+        asked = self._under_way()
+        if asked is not None and asked.given_up:
+            await asyncio.wait((asked.task,), timeout=seconds)
+            asked = self._under_way()
+        if asked is None:
+            asked = self._asked = _AskedTask(make())
+        if not asked.given_up:
+            await self._wait(asked, deadline - time.monotonic())
+        return asked.inquiry
+
+    def _under_way(self) -> _AskedTask[Q] | None:
+        asked = self._asked
+        if asked is None or asked.task.done():
+            return None
+        # Nobody can wait for one of another loop here.
+        return asked if asked.task.get_loop() is asyncio.get_running_loop() else None
+
+    async def _wait(self, asked: _AskedTask[Q], seconds: float) -> None:
+        asked.waiting += 1
+        try:
+            await asyncio.wait((asked.task,), timeout=max(0.0, seconds))
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting and not asked.task.done():
+                asked.given_up = True
+                stopping = asyncio.ensure_future(_settle(asked.task, 0))
+                _carried.add(stopping)
+                stopping.add_done_callback(_carried.discard)
+
+
+# How long a thread that cannot be woken keeps the next inquiry from beginning (seconds).
+_FORGOTTEN = 60.0
+
+
+class _AskedThread(_Asked[Q]):
+    def __init__(self, inquiry: Q) -> None:
+        super().__init__(inquiry)
+        self.since = time.monotonic()
+        self.ended = threading.Event()
+        # A daemon: one that hangs must not keep the process from its end.
+        threading.Thread(target=self._run, name="asyncsession_kit inquiry", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.inquiry.run()
+        finally:
+            self.ended.set()
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended.is_set() or time.monotonic() - self.since > _FORGOTTEN
+
+
+class Share(Generic[Q]):
+    """Lets all threads that ask at the same time share one inquiry, which has a thread itself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: _AskedThread[Q] | None = None
+
+    def ask(self, make: Callable[[], Q], seconds: float) -> Q:
+        """Begin an inquiry, or take part in the one under way; return it in time, ended or not.
+
+        Once nobody waits for it any more it is told to stop.  The next one begins only then.
+        """
+        deadline = time.monotonic() + seconds
+        asked, takes_part = self._join(make)
+        if not takes_part:
+            asked.ended.wait(seconds)
+            asked, takes_part = self._join(make)
+        if takes_part:
+            ended = asked.ended.wait(max(0.0, deadline - time.monotonic()))
+            self._leave(asked, ended)
+        return asked.inquiry
+
+    def _join(self, make: Callable[[], Q]) -> tuple[_AskedThread[Q], bool]:
+        with self._lock:
+            asked = self._asked
+            if asked is None or asked.is_over:
+                asked = self._asked = _AskedThread(make())
+            asked.waiting += not asked.given_up
+            return asked, not asked.given_up
+
+    def _leave(self, asked: _AskedThread[Q], ended: bool) -> None:
+        with self._lock:
+            asked.waiting -= 1
+            asked.given_up = not ended and not asked.waiting
+        if asked.given_up:
+            asked.inquiry.abandon()
 
 
 # --- waiting for another attempt ------------------------------------------------------------------

@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqlalchemy.engine import Dialect
 
 from . import errors
 from ._concurrency import pause_anywhere
+from ._ping import hurry_arguments
 from .errors import ConnectionError, ErrorKind, SessionError
 
 
@@ -289,6 +291,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _NOT_THERE = (errors.ServerUnavailableError, errors.ConnectTimeoutError)
 
 
+# The seconds that connecting may take just now, where somebody wants a quick answer; 0 refuses it.
+in_a_hurry: ContextVar[float | None] = ContextVar("asyncsession_kit_in_a_hurry", default=None)
+
+
 class _Starting:
     """Tells how long to go on trying to reach a server that has never been reached yet."""
 
@@ -335,6 +341,11 @@ def install_connect_errors(
             if connection is not None:
                 return connection
 
+        hurry = in_a_hurry.get()
+        if hurry == 0:
+            raise errors.ConnectTimeoutError("there is no time to connect; this is not for callers")
+        if hurry is not None:
+            cparams.update(hurry_arguments(dialect.driver, cparams, hurry))
         if dialect.driver == "aiosqlite":
             cparams.setdefault("async_creator_fn", _opener())
 
@@ -342,7 +353,7 @@ def install_connect_errors(
             with translated_connect_errors(url_text):
                 return dialect.connect(*cargs, **cparams)
 
-        return starting.connect(once)
+        return starting.connect(once) if hurry is None else once()
 
     event.listen(engine, "do_connect", connect)
 

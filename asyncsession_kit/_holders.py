@@ -30,6 +30,7 @@ from ._concurrency import (
 from ._forks import reset_in_child
 from ._pool import know_holders, pool_exhausted
 from ._state import Gathering, SessionState, gatherings
+from ._statements import shortened
 from ._stats.pools import PoolWatch
 from .errors import PoolDeadlockError, PoolExhaustedError
 
@@ -136,6 +137,14 @@ class Holders:
         else:
             self._wait(place, self._longest(state))
 
+    def let_in(self, state: SessionState) -> bool:
+        """Let a session to the pool if it need not wait; tell whether that was so."""
+        with self._lock:
+            if not self._is_free() or self._queue:
+                return False
+            self._let_in(state)
+            return True
+
     def leave(self, state: SessionState) -> None:
         """Note that the session has no connection any more, and wants none."""
         with self._lock:
@@ -228,6 +237,11 @@ class Holders:
         at_pool = self.capacity is None and state in self._holding and state.connection is None
         return at_pool or any(place.state is state for place in self._queue.copy())
 
+    def look(self) -> tuple[int, list[str]]:
+        """Return how many wait, and in words who holds a connection, for the longest time first."""
+        with self._lock:
+            return len(self._queue), _held(self._holding)
+
     # --- errors -----------------------------------------------------------------------------------
 
     def refuse(self, place: Place, seconds: float) -> None:
@@ -318,7 +332,9 @@ def _flow(state: SessionState) -> object:
 
 def _name(state: SessionState) -> str:
     owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
-    return f"{owner}, opened at {describe(state.origin)}"
+    last = None if state.recorder is None else state.recorder.last
+    sent = "" if last is None else f", last statement {shortened(last)!r}"
+    return f"{owner}, opened at {describe(state.origin)}{sent}"
 
 
 def _capacity(pool: object, pool_size: int | None, max_overflow: int | None) -> int | None:

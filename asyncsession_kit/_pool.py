@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -80,6 +82,17 @@ def know_holders(pool: Pool, holders: _Holders) -> None:
     """Let the pool, and those that follow it, name its holders."""
     if isinstance(pool, _WatchedPool):
         type(pool).kit_holders = holders
+
+
+@contextmanager
+def connect_past(pool: Pool) -> Iterator[PoolProxiedConnection]:
+    """Yield a connection made as the pool's are, which it neither counts nor keeps."""
+    spare = pool.recreate()
+    try:
+        # Not by the method of a watched pool, which hands out what was left for the pool itself.
+        yield Pool.connect(spare)
+    finally:
+        spare.dispose()
 
 
 async def async_drop_connects(pool: Pool) -> None:

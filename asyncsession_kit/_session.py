@@ -35,6 +35,7 @@ from ._open_sessions import note_closed, note_open, open_cores
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
 from ._state import RollbackMark, SessionState, encloses
+from ._statements import record
 from ._stats.leaks import note_forgotten
 from ._terms import Kind
 from .errors import (
@@ -193,6 +194,9 @@ class KitSession(Session):
         :raises ReadOnlyTransactionError: the scope is read-only and objects were changed.
         """
         self.kit_check()
+        recorder = self.kit_state.recorder
+        if recorder is not None:
+            recorder.flushing += 1
         try:
             super().flush(objects)
         except ReadOnlyTransactionError:
@@ -203,6 +207,8 @@ class KitSession(Session):
         finally:
             if self.kit_state.flush_began:
                 self.kit_state.note_flush()
+            if recorder is not None:
+                recorder.flushing -= 1
 
     def commit(self) -> None:
         """Commit; after a failure the connection has been rolled back before it is returned.
@@ -492,6 +498,8 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
     if state.watches is not None:
         for watch in state.watches:
             watch.begun(conn)
+    if state.recorder is not None:
+        record(conn, state.recorder)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ._certainty import Evidence, TokenKeeper
     from ._holders import Holders
     from ._hooks import Hooks
+    from ._statements import StatementRecorder
     from ._stats.collector import Figures
     from ._watch import SessionWatch
 
@@ -126,6 +127,7 @@ class SessionState:
         "outcome",
         "owner",
         "reason",
+        "recorder",
         "root",
         "scoped",
         "scopes",
@@ -162,6 +164,8 @@ class SessionState:
         # What took its time (seconds), and since when a flush or COMMIT runs.
         self.wait_took = self.flush_took = self.commit_took = 0.0
         self.flush_began = self.commit_began = 0.0
+        # What counts its statements, where that was asked for.
+        self.recorder: StatementRecorder | None = None
         # Whether an error ends the transaction; None: nobody has said.
         self.failing: bool | None = None
         # The error that ended it, as it is counted; a scope is told of its own as it is left.

@@ -48,6 +48,9 @@ class ScopeOptions(TypedDict, total=False):
     slow_scope_threshold: float | None
     leak_threshold: float | None
     capture_stack: bool
+    statement_statistics: bool
+    repeat_threshold: int | None
+    log_parameters: bool
 
 
 class SessionOptions(ScopeOptions, total=False):
@@ -98,9 +101,11 @@ class SessionConfig:
     ``slow_scope_threshold``: a scope that was open longer is logged with what took its time.
     ``leak_threshold``: a session that is open longer is reported, once; None for neither.
     ``capture_stack``: the whole stack that opens a session is kept for such reports (which costs as
-    much as ten sessions).  ``retry_attempts``: how many retries
-    follow the first try where retries are asked for without a number.  ``retry_delay``: the longest
-    wait before the first of them.
+    much as ten sessions).  ``statement_statistics``: statements are counted and timed, and logged
+    at DEBUG; with how many times of the same one from the same line that is reported,
+    ``repeat_threshold`` says (None: never), and ``log_parameters`` adds the values to the log.
+    ``retry_attempts``: how many retries follow the first try where retries are asked for without a
+    number.  ``retry_delay``: the longest wait before the first of them.
 
     :raises ConfigurationError: a value is of the wrong type or out of range.
     """
@@ -119,6 +124,9 @@ class SessionConfig:
     slow_scope_threshold: float | None = 1.0
     leak_threshold: float | None = 60.0
     capture_stack: bool = False
+    statement_statistics: bool = False
+    repeat_threshold: int | None = 10
+    log_parameters: bool = False
     retry_attempts: int = 3
     retry_delay: float = 1.0
 
@@ -207,6 +215,14 @@ def _check_listeners(name: str, value: object) -> None:
             )
 
 
+def _check_threshold(name: str, value: object) -> None:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    if value is not None and not number:
+        raise ConfigurationError(
+            f"{name}={value!r} is no number of times; give 2 or more, or None to look for none"
+        )
+
+
 def _check_log_level(name: str, value: object) -> None:
     if value not in _LOG_LEVELS:
         known = ", ".join(_LOG_LEVELS)
@@ -266,6 +282,9 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = MappingProxyType(
         "slow_scope_threshold": _check_optional_seconds,
         "leak_threshold": _check_optional_seconds,
         "capture_stack": check_bool,
+        "statement_statistics": check_bool,
+        "repeat_threshold": _check_threshold,
+        "log_parameters": check_bool,
     }
 )
 # What holds for the process, and is no option of one scope.

@@ -189,6 +189,12 @@ def _from_environment(url: str) -> DatabaseEntry:
         return _entries.setdefault(DEFAULT, entry)
 
 
+def registered_names() -> list[str]:
+    """Return the names of all databases, in order; the default one's where none is registered."""
+    with _lock:
+        return sorted(_entries) or [DEFAULT]
+
+
 def async_database_named(name: str | None) -> AsyncDatabase:
     """Return the registered database for tasks."""
     return get_database(DEFAULT if name is None else name).async_database

@@ -36,6 +36,9 @@ DEFAULTS = {
     "slow_scope_threshold": 1,
     "leak_threshold": 60,
     "capture_stack": False,
+    "statement_statistics": False,
+    "repeat_threshold": 10,
+    "log_parameters": False,
     "retry_attempts": 3,
     "retry_delay": 1,
 }
@@ -90,6 +93,9 @@ GOOD: dict[str, list[Any]] = {
     "slow_scope_threshold": [None, 1, 0.001, LONGEST],
     "leak_threshold": [None, 1, 0.001, LONGEST],
     "capture_stack": [True, False],
+    "statement_statistics": [True, False],
+    "repeat_threshold": [None, 2, 1000],
+    "log_parameters": [True, False],
     "retry_attempts": [0, 1, 1000],
     "retry_delay": [0, 0.5, LONGEST],
 }
@@ -122,6 +128,9 @@ BAD: dict[str, list[Any]] = {
     "commit_check": ["maybe", None, True, [], "XID"],
     "enable_monitoring": NO_BOOL,
     "log_level": ["info", "LOUD", 20, None, []],
+    "statement_statistics": NO_BOOL,
+    "repeat_threshold": [1, 0, -1, True, 2.5, "10", []],
+    "log_parameters": NO_BOOL,
     "retry_attempts": [-1, 1.5, True, "3", [3], None],
     "retry_delay": [None, *(value for value in NO_DURATION if value != 0)],
 }
@@ -198,7 +207,8 @@ def test_a_mistyped_option_is_suggested() -> None:
         "unknown option 'autocommit' (did you mean 'auto_commit'?); known are auto_commit,"
         " auto_rollback, autoflush, capture_stack, cleanup_timeout, commit_check, commit_grace,"
         " enable_monitoring, event_listeners, expire_on_commit, leak_threshold, log_level,"
-        " retry_attempts, retry_delay, slow_scope_threshold, statement_timeout"
+        " log_parameters, repeat_threshold, retry_attempts, retry_delay, slow_scope_threshold,"
+        " statement_statistics, statement_timeout"
     )
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple, Unpack
 from sqlalchemy import URL, MetaData
 
 from .._ambient import async_ambient
-from .._callsite import caller_origin
+from .._callsite import caller_origin, user_origin
 from .._certainty import COMMITS, NONE, TOKEN, TokenKeeper, check_certainty, remove_old_tokens
 from .._concurrency import (
+    AsyncShare,
     Home,
     Lock,
     async_home,
@@ -33,14 +34,17 @@ from .._engines import (
     refuse_reader,
 )
 from .._forks import reset_in_child
+from .._health import SLOW, TIMEOUT, HealthReport, check_limits, judged
 from .._holders import Holders
 from .._links import async_dispose_engine, links_of
 from .._loops import PoolOf, drop_closed, settle
 from .._policy import RetryBudget
+from .._probe import Probe, look_at_pool
 from .._request import scope_request
 from .._session import OnBegin
 from .._session_classes import async_kit_class
 from .._state import Limiter, SessionState, is_gathered
+from .._statements import StatementRecorder, record_statements
 from .._stats.collector import collector
 from .._stragglers import (
     SHUTDOWN_TIMEOUT,
@@ -130,6 +134,7 @@ class AsyncDatabase:
         self._limits: tuple[str, ...] = ()
         self._shut = False
         reset_in_child(self)
+        self._probes: AsyncShare[Probe] = AsyncShare()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._source.text}>"
@@ -189,6 +194,7 @@ class AsyncDatabase:
     def after_fork(self) -> None:
         """Begin anew in a forked child: no loop, lock or connection of the parent is used."""
         self._lock = Lock()
+        self._probes = AsyncShare()
         self._made = None
         if self._source.per_loop:
             self._all = {}
@@ -264,6 +270,11 @@ class AsyncDatabase:
         if config.commit_check != NONE:
             check_certainty(dialect, config.commit_check)
             state.keeper = self._keeper if config.commit_check == TOKEN else None
+        if config.statement_statistics:
+            record_statements(unwrap_async_engine(engine))
+            state.recorder = StatementRecorder(
+                state.origin, config.repeat_threshold, config.log_parameters
+            )
         session = self._session_class(
             engine,
             kit_on_begin=on_begin,
@@ -294,6 +305,37 @@ class AsyncDatabase:
         """
         config = get_session_config().merged(options)
         return self.new_session(SessionState(config, caller_origin(1)))
+
+    async def check_health(
+        self, *, timeout: float = TIMEOUT, slow_threshold: float = SLOW
+    ) -> HealthReport:
+        """Ask the database, and say how it is; it takes ``timeout`` seconds at the longest.
+
+        It never waits for the pool: where that has no free connection it asks on one of its own,
+        which is closed afterwards.  All who ask at the same time share one question.  An answer
+        that takes longer than ``slow_threshold`` seconds degrades.
+
+        :raises ConfigurationError: a value is invalid, or no engine can be made.
+        """
+        check_limits(timeout, slow_threshold)
+        state = SessionState(get_session_config(), user_origin())
+        usual = self._on(DEFAULT)
+        pools = self._here().pools()
+        before = [look_at_pool(*pool) for pool in pools]
+        probe = await self._probes.ask(
+            lambda: Probe(
+                unwrap_async_engine(usual.engine), usual.holders, state, timeout, self._source.text
+            ),
+            timeout,
+        )
+        after = [look_at_pool(*pool) for pool in pools]
+        return judged(
+            probe.findings,
+            list(zip(before, after, strict=True)),
+            dialect=self._source.dialect,
+            timeout=timeout,
+            slow_threshold=slow_threshold,
+        )
 
     async def create_all(self, metadata: MetaData) -> None:
         """Create the tables that are missing, and commit; in an open scope, leave that to it."""

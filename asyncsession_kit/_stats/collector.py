@@ -29,6 +29,7 @@ from .snapshot import COUNTERS, ScopeFigures, StatsSnapshot, merged
 
 if TYPE_CHECKING:
     from .._state import SessionState
+    from .._statements import StatementRecorder
 
 # Where what has no room of its own is counted: further names of scopes, and of databases.
 OTHER = "other"
@@ -40,11 +41,13 @@ _LONGEST_NAME = 200
 class ScopeTimes(Histogram):
     """Counts the scopes of one name."""
 
-    __slots__ = ("failed",)
+    __slots__ = ("failed", "statement_seconds", "statements")
 
     def __init__(self) -> None:
         super().__init__()
         self.failed = 0
+        self.statements = 0
+        self.statement_seconds = 0.0
 
 
 class Gauge:
@@ -74,10 +77,14 @@ class Figures:
         "leaked_sessions",
         "peak_active_sessions",
         "pool",
+        "repeated_statements",
         "retries",
         "retries_exhausted",
         "rolled_back_transactions",
         "session_count",
+        "statement_rows",
+        "statement_seconds",
+        "statements",
         "timeouts",
         "unknown_outcomes",
     )
@@ -98,6 +105,8 @@ class Figures:
         self.failed_transactions = 0
         self.retries = self.retries_exhausted = 0
         self.timeouts = self.cancelled = self.leaked_sessions = 0
+        self.statements = self.statement_rows = self.repeated_statements = 0
+        self.statement_seconds = 0.0
         self.errors: dict[str, int] = {}
         self._scopes: dict[str, ScopeTimes] = {}
         # Their scopes by the line that opens them; it is described once.
@@ -155,6 +164,8 @@ class Figures:
                 self._note(fault)
                 # A scope that was left normally has not failed, whatever its body coped with.
                 times.failed += error is not None or not state.scoped
+            if state.recorder is not None:
+                self._add_statements(times, state.recorder)
         finally:
             self._release()
         if state.leaked:
@@ -163,6 +174,14 @@ class Figures:
             for each in state.watches:
                 each.closed(seconds, fault, error)
         return seconds
+
+    def _add_statements(self, times: ScopeTimes, recorder: StatementRecorder) -> None:
+        times.statements += recorder.statements
+        times.statement_seconds += recorder.seconds
+        self.statements += recorder.statements
+        self.statement_rows += recorder.rows
+        self.statement_seconds += recorder.seconds
+        self.repeated_statements += recorder.repetitions
 
     def begin(self, state: SessionState, connection: Connection) -> None:
         """Note how long a session waited for the connection of its transaction."""
@@ -244,7 +263,10 @@ class Figures:
         """Return what was counted so far; the caller holds the lock."""
         pool = {database: self.pool.taken(held)} if self.pool.is_used else {}
         scopes = {
-            name: ScopeFigures(times.taken(), times.failed) for name, times in self._scopes.items()
+            name: ScopeFigures(
+                times.taken(), times.failed, times.statements, times.statement_seconds
+            )
+            for name, times in self._scopes.items()
         }
         return StatsSnapshot(
             database,

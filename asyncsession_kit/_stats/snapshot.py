@@ -15,9 +15,14 @@ from .pools import PoolFigures, PoolStats
 
 
 class ScopeStats(DurationStats):
-    """Says how long the scopes of one name were open, and how many an exception has ended."""
+    """Says how long the scopes of one name were open, and how many an exception has ended.
+
+    Of their statements it tells where ``statement_statistics`` was on.
+    """
 
     failed: int
+    statements: int
+    statement_seconds: float
 
 
 class SessionStats(TypedDict):
@@ -37,6 +42,10 @@ class SessionStats(TypedDict):
     timeouts: int
     cancelled: int
     leaked_sessions: int
+    statements: int
+    statement_rows: int
+    statement_seconds: float
+    repeated_statements: int
     duration: DurationStats
     scopes: dict[str, ScopeStats]
     pool: dict[str, PoolStats]
@@ -50,12 +59,24 @@ class ScopeFigures:
 
     times: Distribution = NOTHING
     failed: int = 0
+    statements: int = 0
+    statement_seconds: float = 0.0
 
     def __add__(self, other: ScopeFigures) -> ScopeFigures:
-        return ScopeFigures(self.times + other.times, self.failed + other.failed)
+        return ScopeFigures(
+            self.times + other.times,
+            self.failed + other.failed,
+            self.statements + other.statements,
+            self.statement_seconds + other.statement_seconds,
+        )
 
     def __sub__(self, earlier: ScopeFigures) -> ScopeFigures:
-        return ScopeFigures(self.times - earlier.times, self.failed - earlier.failed)
+        return ScopeFigures(
+            self.times - earlier.times,
+            self.failed - earlier.failed,
+            self.statements - earlier.statements,
+            self.statement_seconds - earlier.statement_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,10 @@ class StatsSnapshot:
     timeouts: int = 0
     cancelled: int = 0
     leaked_sessions: int = 0
+    statements: int = 0
+    statement_rows: int = 0
+    statement_seconds: float = 0.0
+    repeated_statements: int = 0
     scopes: Mapping[str, ScopeFigures] = field(default_factory=immutabledict)
     errors: Mapping[str, int] = field(default_factory=immutabledict)
     pool: Mapping[str, PoolFigures] = field(default_factory=immutabledict)
@@ -142,6 +167,10 @@ class StatsSnapshot:
             "timeouts": self.timeouts,
             "cancelled": self.cancelled,
             "leaked_sessions": self.leaked_sessions,
+            "statements": self.statements,
+            "statement_rows": self.statement_rows,
+            "statement_seconds": self.statement_seconds,
+            "repeated_statements": self.repeated_statements,
             "duration": duration_stats(self.duration),
             "scopes": {name: _scope_stats(scope) for name, scope in self.scopes.items()},
             "pool": {name: pool.as_dict() for name, pool in self.pool.items()},
@@ -162,11 +191,20 @@ COUNTERS = (
     "timeouts",
     "cancelled",
     "leaked_sessions",
+    "statements",
+    "statement_rows",
+    "statement_seconds",
+    "repeated_statements",
 )
 
 
 def _scope_stats(scope: ScopeFigures) -> ScopeStats:
-    return {**duration_stats(scope.times), "failed": scope.failed}
+    return {
+        **duration_stats(scope.times),
+        "failed": scope.failed,
+        "statements": scope.statements,
+        "statement_seconds": scope.statement_seconds,
+    }
 
 
 def _difference(later: Mapping[str, Any], earlier: Mapping[str, Any], zero: Any) -> Any:

@@ -45,6 +45,7 @@ from .._session_steps import (
 )
 from .._session_worlds import commit_session, run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
+from .._statements import StatementStatistics
 from .._terms import Kind
 from .._types import Session
 from .._watch import ScopeTrace, tracing
@@ -141,6 +142,15 @@ class SessionScope:
     def commits(self) -> int:
         """Return how many transactions of this session were committed."""
         return 0 if self.state is None else self.state.commits
+
+    @property
+    def statistics(self) -> StatementStatistics | None:
+        """Return what the session has sent so far; None without ``statement_statistics``.
+
+        A joined scope is part of the outermost one, whose session it uses.
+        """
+        recorder = None if self.state is None else self.state.recorder
+        return None if recorder is None else recorder.taken()
 
     # --- what the body may do ---------------------------------------------------------------------
 
@@ -312,6 +322,8 @@ class SessionScope:
         except BaseException:
             self.state = None
             raise
+        if state.recorder is not None:
+            state.recorder.name = self.name
         self._core = core_of_session(self._session)
         if tracing.scope is not None and state.figures is not None:
             self._trace = tracing.scope(state, self.name)
