@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from asyncsession_kit import AsyncDatabase, TransactionTimeoutError, _concurrency
+from asyncsession_kit import AsyncDatabase, TransactionTimeoutError
+from asyncsession_kit._concurrency import pause_anywhere, shares
 from asyncsession_kit.errors import AuthenticationError, ConnectTimeoutError
 from asyncsession_kit.testing import FaultProxy
 from tests.support.fixtures import PgDatabase
@@ -164,7 +165,7 @@ async def test_a_connect_that_hangs_is_not_inherited_for_ever(
     pg_database: PgDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After some seconds it is given up, and a new one made: the server may be another by now."""
-    monkeypatch.setattr(_concurrency, "_INHERITABLE", 0.1)
+    monkeypatch.setattr(shares, "_INHERITABLE", 0.1)
     async with slow_to_connect(pg_database, "asyncpg", pool_size=2) as (db, proxy):
         begun = connects(db)
         proxy.black_hole()
@@ -196,12 +197,12 @@ async def test_a_connect_that_fails_unseen_is_quiet(
 def test_a_connect_of_a_loop_that_is_gone_is_forgotten(pg_database: PgDatabase) -> None:
     """It ended with its loop; the next loop connects for itself."""
     made: list[str] = []
-    relay = _concurrency.Relay(made.append, lambda: None)
+    relay = shares.Relay(made.append, lambda: None)
 
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await relay.take(lambda: _concurrency.pause_anywhere(60))  # type: ignore[arg-type, return-value, func-returns-value]
+                await relay.take(lambda: pause_anywhere(60))  # type: ignore[arg-type, return-value, func-returns-value]
 
     async def take() -> str:
         return await relay.take(lambda: "mine")

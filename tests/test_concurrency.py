@@ -19,7 +19,6 @@ from asyncsession_kit import (
     ConfigurationError,
     Database,
     _callsite,
-    _concurrency,
     before_commit,
     on_commit,
 )
@@ -32,6 +31,7 @@ from asyncsession_kit._concurrency import (
     awaits_thread,
     describe_task,
     describe_thread,
+    exits,
 )
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.models import Account, Base
@@ -68,7 +68,7 @@ async def test_a_step_that_cannot_be_stopped_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that swallows every cancellation does not hold the caller for ever."""
-    monkeypatch.setattr(_concurrency, "_STOP_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(exits, "STOP_PAUSES", (0.01, 0.01))
     release = asyncio.Event()
 
     def stubborn(core: object) -> None:
@@ -102,7 +102,7 @@ async def test_settling_works_without_anyio(
                 await session.flush()
 
         task = asyncio.create_task(body())
-        while not _concurrency._carried:
+        while not exits.carried_tasks:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -177,7 +177,7 @@ async def test_a_task_that_has_ended_is_not_waited_for() -> None:
     """A step may be over before anybody waits: tasks that start at once end at once."""
     task = asyncio.create_task(asyncio.sleep(0))
     await task
-    await _concurrency._wait(task, None)
+    await exits._wait(task, None)
 
 
 async def test_a_waiter_is_woken_or_times_out() -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.pool import QueuePool
 
 from asyncsession_kit import AsyncDatabase, Database, HealthReport, HealthStatus
 from asyncsession_kit import _concurrency as concurrency
-from asyncsession_kit._concurrency import AsyncShare, Share
+from asyncsession_kit._concurrency import AsyncShare, Share, shares
 from asyncsession_kit._health import (
     ASK,
     POOL,
@@ -394,7 +394,7 @@ def test_an_inquiry_that_hangs_is_waited_for_and_forgotten(monkeypatch: pytest.M
     hanging = share.ask(Question, 0.01)
     assert hanging.abandoned
     assert share.ask(Question, 0.01) is hanging
-    monkeypatch.setattr(concurrency, "_FORGOTTEN", 0.0)
+    monkeypatch.setattr(shares, "_FORGOTTEN", 0.0)
     following = share.ask(Question, 0.01)
     assert following is not hanging
     hanging.may_end.set()

@@ -21,6 +21,7 @@ from asyncsession_kit import (
     _state,
 )
 from asyncsession_kit._async import scope as async_scope
+from asyncsession_kit._concurrency import exits
 
 Switch = Callable[[pytest.MonkeyPatch], None]
 
@@ -62,7 +63,7 @@ async def _without_end(session: AsyncSession, step: Any, **limits: Any) -> bool:
     return await _carry(session, step, patience=None, grace=3600)
 
 
-_settle = _concurrency._settle
+_settle = exits.settle_task
 
 
 async def _settle_at_once(task: Any, grace: float) -> None:
@@ -70,7 +71,7 @@ async def _settle_at_once(task: Any, grace: float) -> None:
 
 
 def _do_not_wait(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_concurrency, "_settle", _settle_at_once)
+    patch.setattr(exits, "settle_task", _settle_at_once)
 
 
 def _let_anybody_in(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ async def _give_way(task: Any, seconds: float) -> None:
 
 
 def _give_way_to_the_second(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_concurrency, "_wait_unmoved", _give_way)
+    patch.setattr(exits, "wait_unmoved", _give_way)
 
 
 IN_COMMIT = "asyncio.timeout in COMMIT"
