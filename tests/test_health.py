@@ -88,7 +88,7 @@ async def test_a_black_hole_is_down_in_time(
     report = await db.check_health(timeout=0.3)
     assert (report.status, report.reasons) == (DOWN, ("the server did not answer within 0.3 s",))
     report = await db.check_health(timeout=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert report.status is DOWN
     assert "server" in report.reasons[0]
     await concurrency.async_wait_for_exits(10)
@@ -245,7 +245,7 @@ def test_a_black_hole_is_down_in_time_for_threads(
     # The thread was woken, and now it connects anew: that ends after two seconds at the latest.
     report = db.check_health(timeout=0.3)
     assert report.status is DOWN
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     threaded_proxy.heal()
     wait_for(lambda: db.check_health(**LONG).status is HEALTHY, "health", 20)
     use_in_thread(db)

@@ -139,9 +139,10 @@ async def test_core_statements_and_connections_work(db: AsyncDatabase) -> None:
     assert await names(db) == ["a"]
 
 
-def test_the_session_is_a_real_one(sqlite_db: AsyncDatabase) -> None:
+async def test_the_session_is_a_real_one(sqlite_db: AsyncDatabase) -> None:
     """isinstance() and the sessions of type checkers agree."""
-    assert isinstance(sqlite_db.get_session(), AsyncSession)
+    async with sqlite_db.get_session() as session:
+        assert isinstance(session, AsyncSession)
 
 
 async def test_reset_and_invalidate_end_the_transaction(db: AsyncDatabase) -> None:

@@ -17,6 +17,7 @@ from asyncsession_kit import (
     async_with_session,
     configure_session,
     current_scope,
+    reset_session_stats,
     take_session_stats,
 )
 from asyncsession_kit import _statements as statements
@@ -33,6 +34,8 @@ ONE = select(1)
 def clean_config() -> Iterator[None]:
     """No default is changed, and nothing was told, before and afterwards."""
     reset_session_config()
+    # Others have used up the names of scopes.
+    reset_session_stats()
     statements._told.clear()
     yield
     reset_session_config()

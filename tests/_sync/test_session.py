@@ -140,7 +140,8 @@ def test_core_statements_and_connections_work(db: Database) -> None:
 
 def test_the_session_is_a_real_one(sqlite_db: Database) -> None:
     """isinstance() and the sessions of type checkers agree."""
-    assert isinstance(sqlite_db.get_session(), Session)
+    with sqlite_db.get_session() as session:
+        assert isinstance(session, Session)
 
 
 def test_reset_and_invalidate_end_the_transaction(db: Database) -> None:

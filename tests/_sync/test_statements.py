@@ -17,6 +17,7 @@ from asyncsession_kit import (
     StatementStatistics,
     configure_session,
     current_scope,
+    reset_session_stats,
     take_session_stats,
     with_session,
 )
@@ -34,6 +35,8 @@ ONE = select(1)
 def clean_config() -> Iterator[None]:
     """No default is changed, and nothing was told, before and afterwards."""
     reset_session_config()
+    # Others have used up the names of scopes.
+    reset_session_stats()
     statements._told.clear()
     yield
     reset_session_config()

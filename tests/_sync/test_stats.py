@@ -49,13 +49,17 @@ def clean_config() -> Iterator[None]:
 
 @pytest.fixture
 def since(db: Database) -> Callable[[], StatsSnapshot]:
-    """Tells what happened since the test began; others may have counted before."""
+    """Tells what happened since the test began.
+
+    Other tests have used up the names of scopes, and left sessions open.
+    """
+    reset_session_stats()
     earlier = take_session_stats()
 
     def between() -> StatsSnapshot:
-        now = take_session_stats()
-        opened = now.active_sessions - earlier.active_sessions
-        return replace(now - earlier, active_sessions=opened)
+        later = take_session_stats()
+        opened = later.active_sessions - earlier.active_sessions
+        return replace(later - earlier, active_sessions=opened)
 
     return between
 
@@ -292,14 +296,14 @@ def test_reads_without_a_transaction_are_no_transactions(
 def test_the_highest_number_at_once_is_kept(db: Database) -> None:
     """Of the database and of the process; a reset begins with what is open."""
     reset_session_stats()
-    before = get_session_stats()["active_sessions"]
+    before = get_session_stats(db.name)["active_sessions"]
     sessions = [db.get_session() for _ in range(3)]
     for session in sessions:
         session.close()
-    stats = get_session_stats()
+    stats = get_session_stats(db.name)
     assert (stats["active_sessions"], stats["peak_active_sessions"]) == (before, before + 3)
     reset_session_stats()
-    assert get_session_stats()["peak_active_sessions"] == before
+    assert get_session_stats(db.name)["peak_active_sessions"] == before
 
 
 def test_without_monitoring_nothing_is_counted(
