@@ -11,14 +11,14 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 from weakref import ref
 
-from sqlalchemy import Connection, Engine, Executable, TextClause, event
+from sqlalchemy import Connection, Engine, TextClause, event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import inspect as inspect_object
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
 from ._callsite import describe
-from ._certainty import NONE, find_out, take_evidence
+from ._certainty import find_out
 from ._concurrency import (
     logger,
     running_task,
@@ -26,16 +26,12 @@ from ._concurrency import (
 from ._deadline import asking
 from ._doom import doom_of
 from ._forks import reset_in_child
-from ._hooks import (
-    run_at_begin,
-    run_hooks_before_commit,
-)
 from ._limits import hold_limit
 from ._open_sessions import note_closed, note_open, open_cores
 from ._outcome import Outcome
 from ._reads import ENDS, OPAQUE, WRITE, statement_level
-from ._state import RollbackMark, SessionState, encloses
-from ._statements import record
+from ._refusals import doomed_error, refuse_alone
+from ._state import RollbackMark, SessionState
 from ._stats.leaks import note_forgotten
 from ._terms import Kind
 from .errors import (
@@ -44,8 +40,6 @@ from .errors import (
     PropagationError,
     ReadOnlyTransactionError,
     TransactionDoomedError,
-    TransactionError,
-    UnexpectedRollbackError,
 )
 
 T = TypeVar("T")
@@ -130,7 +124,7 @@ class KitSession(Session):
                 " session.rollback() or session.begin_nested()"
             )
         if state.terms.kind is not Kind.TRANSACTION:
-            _refuse_alone(state, clause)
+            refuse_alone(state, clause)
         state.level = max(state.level, level)
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
@@ -217,7 +211,7 @@ class KitSession(Session):
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
         self.kit_check()
-        self._refuse_joined("commit")
+        self.kit_refuse_joined("commit")
         state = self.kit_state
         try:
             super().commit()
@@ -286,7 +280,7 @@ class KitSession(Session):
     def rollback(self) -> None:
         """Roll back the whole transaction."""
         self.kit_check()
-        self._refuse_joined("rollback")
+        self.kit_refuse_joined("rollback")
         state = self.kit_state
         if state.terms.kind is Kind.BARE:
             raise PropagationError(
@@ -308,7 +302,7 @@ class KitSession(Session):
         if self.is_active and state.slipped():
             state.lost = True
 
-    def _refuse_joined(self, call: str) -> None:
+    def kit_refuse_joined(self, call: str) -> None:
         if self.kit_state.joined:
             raise PropagationError(
                 f"{call}() in a joined scope would end the transaction of the scope opened at"
@@ -321,7 +315,7 @@ class KitSession(Session):
         if state.closed:
             return
         self.kit_check()
-        self._refuse_joined("close")
+        self.kit_refuse_joined("close")
         if state.watches is not None:
             for watch in state.watches:
                 watch.closing()
@@ -369,13 +363,13 @@ class KitSession(Session):
     def reset(self) -> None:
         """Reset as usual; in a joined scope that would end the outermost one's transaction."""
         self.kit_check()
-        self._refuse_joined("reset")
+        self.kit_refuse_joined("reset")
         super().reset()
 
     def invalidate(self) -> None:
         """Invalidate as usual; in a joined scope that would end the outermost one's transaction."""
         self.kit_check()
-        self._refuse_joined("invalidate")
+        self.kit_refuse_joined("invalidate")
         super().invalidate()
 
     def get_transaction(self) -> SessionTransaction | None:
@@ -427,172 +421,6 @@ for _name in (
 def _is_detached(instance: object) -> bool:
     found = inspect_object(instance, raiseerr=False)
     return isinstance(found, InstanceState) and found.detached
-
-
-def _named_objects(session: Session) -> str:
-    changed = [*session.new, *session.deleted, *filter(session.is_modified, session.dirty)]
-    names = sorted({type(item).__name__ for item in changed})
-    return f"{len(changed)} object(s) of {', '.join(names)}"
-
-
-def doomed_error(cause: BaseException, where: str | None) -> TransactionDoomedError:
-    place = f" at {where}" if where else ""
-    return TransactionDoomedError(
-        f"COMMIT refused, and rolled back instead: a statement failed{place}"
-        f" ({type(cause).__name__}) and its error was swallowed. Let the error leave the scope, or"
-        " put the statement into a savepoint, session.begin_nested(), that it can leave"
-    )
-
-
-def unexpected_rollback(mark: RollbackMark) -> UnexpectedRollbackError:
-    if mark.error is None:
-        why = "called set_rollback_only(). Call rollback() to go on with a new transaction"
-    else:
-        why = (
-            f"failed with {type(mark.error).__name__} and the error was swallowed. Let it leave the"
-            ' outermost scope, or open the inner one with propagation="nested"'
-        )
-    error = UnexpectedRollbackError(
-        f"COMMIT refused, and rolled back instead: the scope {mark.name} {why}"
-    )
-    error.__cause__ = mark.error
-    return error
-
-
-def _refuse_alone(state: SessionState, clause: Any) -> None:
-    """Refuse what cannot work where each statement is sent alone."""
-    options = clause.get_execution_options() if isinstance(clause, Executable) else {}
-    if options.get("stream_results") or options.get("yield_per"):
-        refuse_stream(state)
-
-
-def refuse_stream(state: SessionState) -> None:
-    """Refuse a cursor on the server: it lives as long as a transaction, and there is none.
-
-    :raises PropagationError: the session has no transaction.
-    """
-    if state.terms.kind is not Kind.TRANSACTION:
-        raise PropagationError(
-            f"the scope opened at {describe(state.origin)} has no transaction, which a streamed"
-            " result needs; read it whole, or open the scope without snapshot=False"
-        )
-
-
-# --- events: what a method cannot see (session.begin(), savepoints, the end of a transaction) -----
-
-
-def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Connection) -> None:
-    state = session.kit_state
-    if transaction.nested:
-        return
-    state.connection, state.root = conn, conn.get_transaction()
-    if state.figures is not None:
-        state.figures.begin(state, conn)
-    if state.deadline is not None:
-        state.deadline.connected()
-        asking.set(None)
-    if (on_begin := session.kit_on_begin) is not None:
-        on_begin(session, conn)
-    if state.deadline is not None or state.config.statement_timeout is not None:
-        hold_limit(state)
-    if state.watches is not None:
-        for watch in state.watches:
-            watch.begun(conn)
-    if state.recorder is not None:
-        record(conn, state.recorder)
-    if state.hooks is not None:
-        run_at_begin(state.hooks, state.engine, conn)
-
-
-def _before_flush(session: KitSession, context: object, objects: object) -> None:
-    """Note that there is work; SQLAlchemy tells only when objects were touched."""
-    state = session.kit_state
-    if not session.kit_has_changes():
-        return
-    if state.figures is not None:
-        state.flush_began = time.monotonic()
-    if state.read_only:
-        raise ReadOnlyTransactionError(
-            f"a read-only scope (opened at {describe(state.origin)}) has changes to"
-            f" {_named_objects(session)}; open it without read_only=True to write"
-        )
-    if state.terms.kind is Kind.BARE:
-        raise PropagationError(
-            f"the scope opened at {describe(state.origin)} has no transaction and changes to"
-            f" {_named_objects(session)}; flushed, each statement would be stored by itself. Open"
-            ' it with propagation="join" to write objects'
-        )
-    state.level = WRITE
-
-
-def _before_commit(session: KitSession) -> None:
-    if session.in_nested_transaction():
-        return
-    session.kit_check()
-    state = session.kit_state
-    session._refuse_joined("commit")
-    if state.terms.kind is not Kind.TRANSACTION:
-        return
-    if state.deadline is not None:
-        state.deadline.check()
-    if state.slipped():
-        state.lost = True
-        raise TransactionError(
-            f"the transaction of the session opened at {describe(state.origin)} was ended behind"
-            " its back (COMMIT or ROLLBACK as text, or Connection.commit()), and what became of it"
-            " is unknown; end it with session.commit() or session.rollback() only"
-        )
-    if (doom := doom_of(state.connection)) is not None:
-        raise doomed_error(doom.error, describe(doom.origin)) from doom.error
-    if state.marks:
-        raise unexpected_rollback(state.marks[0])
-    if state.hooks is not None and session.kit_runs_hooks:
-        run_hooks_before_commit(state.hooks)
-    state.flush_error = None
-    check = state.config.commit_check
-    if (check != NONE or state.verify is not None) and session.kit_may_have_written():
-        # What is noted before COMMIT must be of all the work, so that it is sent now.
-        session.flush()
-        if state.connection is not None:
-            state.evidence = take_evidence(state.connection, check, state.verify)
-    state.committing = True
-    if state.figures is not None:
-        state.commit_began = time.monotonic()
-
-
-def _after_commit(session: KitSession) -> None:
-    if not session.in_nested_transaction():
-        session.kit_state.committed = True
-
-
-def _after_soft_rollback(session: KitSession, transaction: SessionTransaction) -> None:
-    state = session.kit_state
-    if state.marks:
-        state.undo_marks(transaction)
-    if state.hooks is not None and transaction.nested:
-        state.hooks.drop(lambda savepoint: encloses(transaction, savepoint))
-
-
-def _detached_to_persistent(session: KitSession, instance: object) -> None:
-    for watch in session.kit_state.watches or ():
-        watch.reattached(instance)
-
-
-def _after_transaction_end(session: KitSession, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.kit_state.ended()
-
-
-# First in line, so that an application's listener that raises cannot hide that a COMMIT took place.
-event.listen(KitSession, "after_begin", _after_begin, insert=True, propagate=True)
-event.listen(KitSession, "before_flush", _before_flush, insert=True, propagate=True)
-event.listen(KitSession, "before_commit", _before_commit, insert=True, propagate=True)
-event.listen(KitSession, "after_commit", _after_commit, insert=True, propagate=True)
-event.listen(KitSession, "after_soft_rollback", _after_soft_rollback, insert=True, propagate=True)
-event.listen(KitSession, "detached_to_persistent", _detached_to_persistent, propagate=True)
-event.listen(
-    KitSession, "after_transaction_end", _after_transaction_end, insert=True, propagate=True
-)
 
 
 class _Inherited:

@@ -6,7 +6,8 @@ from sqlalchemy.orm import SessionTransaction
 
 from ._callsite import describe
 from ._doom import doom_of
-from ._session import KitSession, doomed_error, unexpected_rollback
+from ._refusals import doomed_error, unexpected_rollback
+from ._session import KitSession
 
 # --- how a scope ends: each step runs in one greenlet switch --------------------------------------
 

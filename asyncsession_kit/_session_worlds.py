@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session
 
+from . import _session_events as _session_events
 from ._callsite import describe, user_origin
 from ._concurrency import (
     BoundReachedError,
@@ -27,7 +28,8 @@ from ._hooks import (
     run_at_end,
 )
 from ._outcome import Outcome
-from ._session import KitSession, core_of_async_session, core_of_session, refuse_stream
+from ._refusals import refuse_stream
+from ._session import KitSession, core_of_async_session, core_of_session
 from ._state import RollbackMark, SessionState
 from .errors import ConcurrentSessionUseError, TransactionError
 
