@@ -825,7 +825,7 @@ def test_a_forgotten_session_gives_its_turn_back(file: Path) -> None:
 async def test_a_forgotten_session_of_a_task_gives_its_turn_back(file: Path) -> None:
     """So does one of a task, whose connection SQLAlchemy complains about."""
     async with tasks(file, busy_timeout=FOR_EVER) as db:
-        session = db.get_session()
+        session = db.get_session(enable_monitoring=False)
         await session.execute(INSERT, {"name": "forgotten"})
         with pytest.warns(exc.SAWarning, match="garbage collector"):
             del session

@@ -54,6 +54,7 @@ from .waits import async_was_stopped as async_was_stopped
 from .waits import is_cancelled as is_cancelled
 from .waits import pause as pause
 from .waits import pause_anywhere as pause_anywhere
+from .waits import run_beside as run_beside
 from .waits import was_stopped as was_stopped
 from .who import awaits as awaits
 from .who import awaits_thread as awaits_thread

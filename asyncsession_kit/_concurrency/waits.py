@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
@@ -150,6 +151,14 @@ class Watch:
             self._put_forward.clear()
             self._running = self.due < math.inf
             return self._running
+
+
+def run_beside(call: Callable[[], object]) -> None:
+    """Make a call in a thread of its own, also from within the garbage collector."""
+    # There may be no thread to be had.
+    with suppress(RuntimeError):
+        # threading.Thread takes locks of its own, which the interrupted code may hold.
+        _thread.start_new_thread(call, ())
 
 
 def _started(run: Callable[[], None], name: str) -> bool:

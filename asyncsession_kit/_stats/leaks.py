@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from .._callsite import describe
-from .._concurrency import Watch, describe_task, describe_thread, logger
+from .._concurrency import Watch, describe_task, describe_thread, logger, run_beside
 from .._open_sessions import open_sessions
 from ..errors import SessionLeakWarning
 
@@ -66,20 +67,30 @@ def note_forgotten(state: SessionState) -> None:
     state.figures.close(state, state.name, None)
     state.closed = True
     if held and not state.leaked:
-        _report(state, "was forgotten open and is gone; its work is rolled back", monotonic())
+        what = "was forgotten open and is gone; its work is rolled back"
+        # The interrupted code may hold any lock, that of a handler of the log too.
+        run_beside(partial(_tell, state, *_noted(state, what, monotonic())))
 
 
 def _report(state: SessionState, what: str, now: float) -> None:
+    _tell(state, *_noted(state, what, now))
+
+
+def _noted(state: SessionState, what: str, now: float) -> tuple[str, dict[str, object]]:
+    """Count a leak, and return what is to be told of it."""
     assert state.figures is not None
     state.leaked = True
     state.figures.leak()
-    place, owner, age = describe(state.origin), owner_of(state), now - state.since
+    place, owner = describe(state.origin), owner_of(state)
     text = f"the session of {owner}, opened at {place}, {what}. Close it, or use a scope"
     if state.stack is not None:
         text += f"\n{state.stack}"
-    fields = {"opened_at": place, "owner": owner, "duration": age}
+    return text, {"opened_at": place, "owner": owner, "duration": now - state.since}
+
+
+def _tell(state: SessionState, text: str, fields: dict[str, object]) -> None:
     logger.warning("%s", text, extra=fields)
-    code, line = state.origin or (_report.__code__, 0)
+    code, line = state.origin or (_tell.__code__, 0)
     try:
         warnings.warn_explicit(text, SessionLeakWarning, code.co_filename, line)
     except SessionLeakWarning:

@@ -244,10 +244,8 @@ async def test_a_joined_scope_that_asks_for_something_else_is_refused(db: AsyncD
 
 # --- refused --------------------------------------------------------------------------------------
 
-# Each is promised for a later version, or is a keyword of something else.
+# Each is mistyped, or a keyword of something else.
 NOT_AVAILABLE = {
-    "leak_threshold": 60,
-    "slow_scope_threshold": 1,
     "pool_size": 5,
     "autocommit": True,
     "": True,
