@@ -13,6 +13,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ._concurrency import Cancelled, apart, logger
+from ._pool import connect_past
 from ._sockets import SOCKETS, borrowed
 
 # The longest that the caller waits for it (seconds): it is on its way out.
@@ -23,6 +24,9 @@ _PORT, _PATIENCE = "asyncsession_kit_port", "asyncsession_kit_patience"
 
 # The caller was cancelled; or behind the driver's error stands its time-out for reading.
 _GIVEN_UP = (Cancelled, TimeoutError)
+
+
+_HOST = "SELECT host FROM information_schema.processlist WHERE id = %s"
 
 
 def watch_given_up(engine: Engine) -> None:
@@ -75,17 +79,16 @@ def _kill(engine: Engine, thread: int, port: int) -> None:
     """End a connection from another one, which is made, and closed, for this alone."""
     # Beside the pool, which may be full of statements such as this one, with all that the pool
     # connects with: passwords that expire included.
-    connection = engine.pool.recreate().connect()
-    try:
-        cursor = connection.cursor()
-        cursor.execute("SELECT host FROM information_schema.processlist WHERE id = %s", (thread,))
-        rows = cursor.fetchall()
-        if is_same(rows, port):
-            cursor.execute(f"KILL {thread}")
-            logger.info("the statement that was given up was ended on the server")
-        cursor.close()
-    finally:
-        connection.invalidate()
+    with connect_past(engine.pool) as connection:
+        try:
+            cursor = connection.cursor()
+            cursor.execute(_HOST, (thread,))
+            if is_same(cursor.fetchall(), port):
+                cursor.execute(f"KILL {thread}")
+                logger.info("the statement that was given up was ended on the server")
+            cursor.close()
+        finally:
+            connection.invalidate()
 
 
 def is_same(rows: Sequence[Sequence[Any]], port: int) -> bool:
