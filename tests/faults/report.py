@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from . import invariants
 from .clients import KIT
-from .pending import reason_of
 from .stage import Cell, Result
 
 HEADINGS = ("fault", "moment", "driver", "runs", "broken", "textbook: runs", "broken", "which")
@@ -31,12 +30,12 @@ class Report:
 
     @property
     def broken(self) -> list[Result]:
-        """The runs in which the package broke an invariant, but for those that are excused."""
+        """The runs in which the package broke an invariant."""
         return [
             result
-            for cell, by_client in self._results.values()
+            for _, by_client in self._results.values()
             for result in by_client.get(KIT, [])
-            if result.violations and reason_of(cell, result.driver) is None
+            if result.violations
         ]
 
     def lines(self) -> list[str]:
@@ -47,7 +46,8 @@ class Report:
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return [*table, "", *self._notes(), "", *self._excuses(), *self._broken(), *self._sums()]
+        left_out = [f"not reached: {name}" for name in self.left_out]
+        return [*table, "", *self._notes(), "", *left_out, *self._broken(), *self._sums()]
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -62,14 +62,6 @@ class Report:
             for client, results in by_client.items()
             for note in results[0].notes
         ]
-
-    def _excuses(self) -> list[str]:
-        excused = {
-            f"excused: {name}, {driver}: {reason}"
-            for (name, driver), (cell, _) in self._results.items()
-            if (reason := reason_of(cell, driver)) is not None
-        }
-        return [*sorted(excused), *(f"not reached: {name}" for name in self.left_out)]
 
     def _broken(self) -> list[str]:
         return [
