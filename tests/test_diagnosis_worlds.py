@@ -19,7 +19,8 @@ from asyncsession_kit import (
     get_session_stats,
     list_open_sessions,
 )
-from asyncsession_kit._concurrency import Watch, _started
+from asyncsession_kit._concurrency import Watch
+from asyncsession_kit._concurrency.waits import _started
 from tests.support.databases import sqlite_url
 from tests.support.fixtures import PgDatabase
 from tests.support.machine import wait_for

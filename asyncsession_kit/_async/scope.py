@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,14 +12,12 @@ from .._ambient import async_ambient
 from .._callsite import describe
 from .._concurrency import (
     async_carry,
-    async_run_core,
     async_was_stopped,
-    is_carried,
     logger,
     thread_id,
 )
 from .._deadline import Deadline
-from .._hooks import async_run_at_end, async_run_before_commit
+from .._hooks import async_run_at_end
 from .._outcome import Outcome
 from .._propagation import (
     Decision,
@@ -35,14 +32,10 @@ from .._session import KitSession, core_of_async_session
 from .._session_classes import given_async_session
 from .._session_steps import (
     begin_savepoint,
-    close_core,
-    commit_and_close,
-    end_alone,
     release_savepoint,
-    rollback_and_close,
     rollback_savepoint,
 )
-from .._session_worlds import async_commit_session, async_run_bounded
+from .._session_worlds import async_run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._statements import StatementStatistics
 from .._terms import Kind
@@ -51,9 +44,9 @@ from .._watch import ScopeTrace, tracing
 from ..errors import (
     PropagationError,
     SessionError,
-    UncommittedWorkWarning,
     UnexpectedRollbackError,
 )
+from .ending import async_complete, async_discard, async_finish_alone, async_give_up
 
 if TYPE_CHECKING:
     from .database import AsyncDatabase
@@ -346,8 +339,8 @@ class AsyncSessionScope:
         if self._decision not in _OWN:
             await self._leave_joined(exc)
             return
-        state, core = self.state, self._core
-        assert state is not None and core is not None
+        state, core, session = self.state, self._core, self._session
+        assert state is not None and core is not None and session is not None
         spared = self._request.spares(exc)
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
@@ -363,13 +356,13 @@ class AsyncSessionScope:
             if core.kit_is_untouched():
                 core.close()
             elif (exc is not None or given_up) and not (kept and core.kit_can_commit()):
-                await self._give_up(state, core, exc)
+                await async_give_up(session, core, exc)
             elif state.terms.kind is not Kind.TRANSACTION:
-                await self._end_alone(state)
+                await async_finish_alone(session, core)
             elif state.config.auto_commit:
-                await self._complete(state)
+                await async_complete(session, core)
             else:
-                await self._discard(state, core)
+                await async_discard(session, core, self._told_name)
             done = kept
         except BaseException as error:
             exc = error
@@ -464,69 +457,6 @@ class AsyncSessionScope:
         if self._trace is not None:
             self._trace.resume()
         async_ambient.push(self)
-
-    async def _complete(self, state: SessionState) -> None:
-        """Commit; in a task of its own if the scope may have written."""
-        assert self._session is not None
-        try:
-            if state.hooks is not None:
-                await async_run_before_commit(state.hooks)
-            await async_commit_session(self._session, commit_and_close)
-        except BaseException:
-            state.failing = True
-            raise
-        finally:
-            await self._ensure_closed(state)
-
-    async def _end_alone(self, state: SessionState) -> None:
-        """Close a session whose statements each were a transaction: there is nothing to commit."""
-        assert self._session is not None
-        try:
-            await async_run_core(self._session, end_alone)
-        finally:
-            await self._ensure_closed(state)
-
-    async def _give_up(
-        self, state: SessionState, core: KitSession, exc: BaseException | None
-    ) -> None:
-        """Roll back after an exception of the body, which is the one that goes on."""
-        assert self._session is not None
-        # A reader that was closed early has handed out objects, which a rollback would expire.
-        stopped = isinstance(exc, GeneratorExit) and not core.kit_may_have_written()
-        alone = state.terms.kind is not Kind.TRANSACTION
-        quietly = stopped or alone or not state.config.auto_rollback
-        step = close_core if quietly else rollback_and_close
-        state.failing = exc is not None and not isinstance(exc, GeneratorExit)
-        limit = state.config.cleanup_timeout
-        try:
-            await async_carry(self._session, step, patience=limit, grace=limit)
-        except Exception as error:
-            logger.warning("rolling back failed: %s", type(error).__name__)
-        await self._ensure_closed(state)
-
-    async def _discard(self, state: SessionState, core: KitSession) -> None:
-        """Close without a commit, and tell if that lost something."""
-        lost = core.kit_has_uncommitted_work()
-        state.failing = False
-        await self._ensure_closed(state)
-        if lost:
-            code, line = self._request.origin
-            warnings.warn_explicit(
-                f"the scope {self._told_name} has auto_commit=False and"
-                " ended with work that was never committed; it was discarded. Call commit() in the"
-                " body, or rollback() to say that this is meant",
-                UncommittedWorkWarning,
-                code.co_filename,
-                line,
-            )
-
-    async def _ensure_closed(self, state: SessionState) -> None:
-        """Close what is still open, ``cleanup_timeout`` seconds at the longest."""
-        if state.closed or is_carried(self._core):
-            return
-        assert self._session is not None
-        limit = state.config.cleanup_timeout
-        await async_carry(self._session, close_core, patience=limit, grace=limit)
 
     def _leave(self, state: SessionState, done: bool, exc: BaseException | None) -> None:
         kept = done and state.config.auto_commit

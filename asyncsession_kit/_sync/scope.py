@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,14 +13,12 @@ from .._ambient import ambient
 from .._callsite import describe
 from .._concurrency import (
     carry,
-    is_carried,
     logger,
-    run_core,
     thread_id,
     was_stopped,
 )
 from .._deadline import Deadline
-from .._hooks import run_at_end, run_before_commit
+from .._hooks import run_at_end
 from .._outcome import Outcome
 from .._propagation import (
     Decision,
@@ -36,14 +33,10 @@ from .._session import KitSession, core_of_session
 from .._session_classes import given_session
 from .._session_steps import (
     begin_savepoint,
-    close_core,
-    commit_and_close,
-    end_alone,
     release_savepoint,
-    rollback_and_close,
     rollback_savepoint,
 )
-from .._session_worlds import commit_session, run_bounded
+from .._session_worlds import run_bounded
 from .._state import RollbackMark, SessionState, adopted_error, is_gathered, settle
 from .._statements import StatementStatistics
 from .._terms import Kind
@@ -52,9 +45,9 @@ from .._watch import ScopeTrace, tracing
 from ..errors import (
     PropagationError,
     SessionError,
-    UncommittedWorkWarning,
     UnexpectedRollbackError,
 )
+from .ending import complete, discard, finish_alone, give_up
 
 if TYPE_CHECKING:
     from .database import Database
@@ -347,8 +340,8 @@ class SessionScope:
         if self._decision not in _OWN:
             self._leave_joined(exc)
             return
-        state, core = self.state, self._core
-        assert state is not None and core is not None
+        state, core, session = self.state, self._core, self._session
+        assert state is not None and core is not None and session is not None
         spared = self._request.spares(exc)
         given_up = self._given_up and bool(state.marks)
         kept = (exc is None or spared) and not given_up
@@ -364,13 +357,13 @@ class SessionScope:
             if core.kit_is_untouched():
                 core.close()
             elif (exc is not None or given_up) and not (kept and core.kit_can_commit()):
-                self._give_up(state, core, exc)
+                give_up(session, core, exc)
             elif state.terms.kind is not Kind.TRANSACTION:
-                self._end_alone(state)
+                finish_alone(session, core)
             elif state.config.auto_commit:
-                self._complete(state)
+                complete(session, core)
             else:
-                self._discard(state, core)
+                discard(session, core, self._told_name)
             done = kept
         except BaseException as error:
             exc = error
@@ -465,67 +458,6 @@ class SessionScope:
         if self._trace is not None:
             self._trace.resume()
         ambient.push(self)
-
-    def _complete(self, state: SessionState) -> None:
-        """Commit; in a task of its own if the scope may have written."""
-        assert self._session is not None
-        try:
-            if state.hooks is not None:
-                run_before_commit(state.hooks)
-            commit_session(self._session, commit_and_close)
-        except BaseException:
-            state.failing = True
-            raise
-        finally:
-            self._ensure_closed(state)
-
-    def _end_alone(self, state: SessionState) -> None:
-        """Close a session whose statements each were a transaction: there is nothing to commit."""
-        assert self._session is not None
-        try:
-            run_core(self._session, end_alone)
-        finally:
-            self._ensure_closed(state)
-
-    def _give_up(self, state: SessionState, core: KitSession, exc: BaseException | None) -> None:
-        """Roll back after an exception of the body, which is the one that goes on."""
-        assert self._session is not None
-        # A reader that was closed early has handed out objects, which a rollback would expire.
-        stopped = isinstance(exc, GeneratorExit) and not core.kit_may_have_written()
-        alone = state.terms.kind is not Kind.TRANSACTION
-        quietly = stopped or alone or not state.config.auto_rollback
-        step = close_core if quietly else rollback_and_close
-        state.failing = exc is not None and not isinstance(exc, GeneratorExit)
-        limit = state.config.cleanup_timeout
-        try:
-            carry(self._session, step, patience=limit, grace=limit)
-        except Exception as error:
-            logger.warning("rolling back failed: %s", type(error).__name__)
-        self._ensure_closed(state)
-
-    def _discard(self, state: SessionState, core: KitSession) -> None:
-        """Close without a commit, and tell if that lost something."""
-        lost = core.kit_has_uncommitted_work()
-        state.failing = False
-        self._ensure_closed(state)
-        if lost:
-            code, line = self._request.origin
-            warnings.warn_explicit(
-                f"the scope {self._told_name} has auto_commit=False and"
-                " ended with work that was never committed; it was discarded. Call commit() in the"
-                " body, or rollback() to say that this is meant",
-                UncommittedWorkWarning,
-                code.co_filename,
-                line,
-            )
-
-    def _ensure_closed(self, state: SessionState) -> None:
-        """Close what is still open, ``cleanup_timeout`` seconds at the longest."""
-        if state.closed or is_carried(self._core):
-            return
-        assert self._session is not None
-        limit = state.config.cleanup_timeout
-        carry(self._session, close_core, patience=limit, grace=limit)
 
     def _leave(self, state: SessionState, done: bool, exc: BaseException | None) -> None:
         kept = done and state.config.auto_commit
