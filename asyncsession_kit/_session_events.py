@@ -40,7 +40,7 @@ def _after_begin(session: KitSession, transaction: SessionTransaction, conn: Con
         for watch in state.watches:
             watch.begun(conn)
     if state.recorder is not None:
-        record(conn, state.recorder)
+        record(conn, state.recorder, alone=state.terms.kind is not Kind.TRANSACTION)
     if state.hooks is not None:
         run_at_begin(state.hooks, state.engine, conn)
 
@@ -99,6 +99,8 @@ def _detached_to_persistent(session: KitSession, instance: object) -> None:
 
 def _after_transaction_end(session: KitSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        if (recorder := session.kit_state.recorder) is not None:
+            recorder.end()
         session.kit_state.ended()
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
 
@@ -20,10 +21,22 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from ._callsite import Origin, describe, user_origin
-from ._concurrency import Lock, logger
+from ._concurrency import logger
+from ._forks import ForkLock
 
 # Each statement has a record here, at DEBUG.
 statement_logger = logging.getLogger(f"{logger.name}.statements")
+
+# How often a driver waits for the server: as a transaction begins, for a statement, and as the
+# transaction ends.  MySQL's begin by themselves, and the pool sends one ROLLBACK more.
+_TRIPS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        **dict.fromkeys(("asyncpg", "psycopg", "psycopg2"), (1, 1, 1)),
+        **dict.fromkeys(("asyncmy", "aiomysql", "pymysql"), (0, 1, 2)),
+        **dict.fromkeys(("aiosqlite", "pysqlite"), (0, 0, 0)),
+    }
+)
+_ALONE = (0, 1, 0)
 
 # How much of a statement a message holds, and how many shapes are told apart in one session.
 _LONGEST_TEXT = 300
@@ -53,6 +66,9 @@ class StatementStatistics:
     ``database_seconds`` is the time until each answer was there, as the session sees it.
     ``slowest`` is the text of the slowest statement, which took ``slowest_seconds``.  ``repeated``
     are the statements that were sent ``repeat_threshold`` times, or more, by one line.
+    ``round_trips`` is how often the session waited for its server: for each statement, and for
+    BEGIN, COMMIT and ROLLBACK where the driver sends them (0 on SQLite).  asyncpg waits once more
+    for a statement that is new to its connection, of which it does not tell.
     """
 
     statements: int = 0
@@ -62,6 +78,7 @@ class StatementStatistics:
     slowest_seconds: float = 0.0
     last: str | None = None
     repeated: tuple[RepeatedStatement, ...] = ()
+    round_trips: int = 0
 
 
 class StatementRecorder:
@@ -70,13 +87,16 @@ class StatementRecorder:
     __slots__ = (
         "_found",
         "_lines",
+        "_sent",
         "_threshold",
         "_times",
+        "_trips",
         "_with_parameters",
         "flushing",
         "last",
         "name",
         "origin",
+        "round_trips",
         "rows",
         "seconds",
         "slowest",
@@ -89,7 +109,9 @@ class StatementRecorder:
         self.origin = origin
         # What a flush sends is decided by SQLAlchemy, and no line of the application repeats it.
         self.flushing = 0
-        self.statements = self.rows = 0
+        self.statements = self.rows = self.round_trips = 0
+        # What the transaction waits for, and whether it has sent a statement.
+        self._trips, self._sent = _ALONE, False
         self.seconds = self.slowest_seconds = 0.0
         self.last: str | None = None
         self.slowest: str | None = None
@@ -111,6 +133,7 @@ class StatementRecorder:
             self.slowest_seconds,
             self.last,
             self.repeated(),
+            self.round_trips,
         )
 
     def repeated(self) -> tuple[RepeatedStatement, ...]:
@@ -125,9 +148,22 @@ class StatementRecorder:
         """Return how many statements were sent too often."""
         return len(self._found)
 
+    def begin(self, driver: str, *, alone: bool) -> None:
+        """Note that a transaction begins, or none where each statement is sent alone."""
+        trips = _TRIPS.get(driver, _ALONE)
+        self._trips = (0, trips[1], 0) if alone else trips
+        self._sent = False
+
+    def end(self) -> None:
+        """Note that the transaction has ended; one without a statement has sent nothing."""
+        self.round_trips += self._trips[2] if self._sent else 0
+        self._sent = False
+
     def note(self, text: str, seconds: float, rows: int, context: Any, parameters: object) -> None:
         """Count a statement that was carried out, or has failed."""
         self.statements += 1
+        self.round_trips += self._trips[1] if self._sent else self._trips[0] + self._trips[1]
+        self._sent = True
         self.seconds += seconds
         self.last = text
         if rows > 0:
@@ -201,7 +237,7 @@ def _is_repeatable(context: Any) -> bool:
 
 
 _told: set[tuple[str, str]] = set()
-_telling = Lock()
+_telling = ForkLock()
 
 
 def _is_news(name: str, text: str) -> bool:
@@ -220,11 +256,12 @@ def _is_news(name: str, text: str) -> bool:
 _RECORDER = "_asyncsession_kit_statements"
 
 _recording: WeakSet[Dialect] = WeakSet()
-_installing = Lock()
+_installing = ForkLock()
 
 
-def record(connection: Connection, recorder: StatementRecorder) -> None:
-    """Count what is sent on the connection from now on."""
+def record(connection: Connection, recorder: StatementRecorder, *, alone: bool) -> None:
+    """Count what is sent on the connection from now on, in a transaction or each alone."""
+    recorder.begin(connection.dialect.driver, alone=alone)
     setattr(connection, _RECORDER, recorder)
 
 

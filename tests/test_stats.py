@@ -235,6 +235,7 @@ def test_every_key_is_there_before_anything_happened() -> None:
         "leaked_sessions",
         "statements",
         "statement_rows",
+        "round_trips",
         "statement_seconds",
         "repeated_statements",
         "duration",

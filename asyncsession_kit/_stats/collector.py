@@ -83,6 +83,7 @@ class Figures:
         "rolled_back_transactions",
         "session_count",
         "statement_rows",
+        "round_trips",
         "statement_seconds",
         "statements",
         "timeouts",
@@ -106,6 +107,7 @@ class Figures:
         self.retries = self.retries_exhausted = 0
         self.timeouts = self.cancelled = self.leaked_sessions = 0
         self.statements = self.statement_rows = self.repeated_statements = 0
+        self.round_trips = 0
         self.statement_seconds = 0.0
         self.errors: dict[str, int] = {}
         self._scopes: dict[str, ScopeTimes] = {}
@@ -180,6 +182,7 @@ class Figures:
         times.statement_seconds += recorder.seconds
         self.statements += recorder.statements
         self.statement_rows += recorder.rows
+        self.round_trips += recorder.round_trips
         self.statement_seconds += recorder.seconds
         self.repeated_statements += recorder.repetitions
 

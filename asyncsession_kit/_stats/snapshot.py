@@ -44,6 +44,7 @@ class SessionStats(TypedDict):
     leaked_sessions: int
     statements: int
     statement_rows: int
+    round_trips: int
     statement_seconds: float
     repeated_statements: int
     duration: DurationStats
@@ -104,6 +105,7 @@ class StatsSnapshot:
     leaked_sessions: int = 0
     statements: int = 0
     statement_rows: int = 0
+    round_trips: int = 0
     statement_seconds: float = 0.0
     repeated_statements: int = 0
     scopes: Mapping[str, ScopeFigures] = field(default_factory=immutabledict)
@@ -169,6 +171,7 @@ class StatsSnapshot:
             "leaked_sessions": self.leaked_sessions,
             "statements": self.statements,
             "statement_rows": self.statement_rows,
+            "round_trips": self.round_trips,
             "statement_seconds": self.statement_seconds,
             "repeated_statements": self.repeated_statements,
             "duration": duration_stats(self.duration),
@@ -193,6 +196,7 @@ COUNTERS = (
     "leaked_sessions",
     "statements",
     "statement_rows",
+    "round_trips",
     "statement_seconds",
     "repeated_statements",
 )
