@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from .._concurrency import Lock
+from .._forks import ForkLock
 from .._outcome import Outcome
 from .._state import SessionState
 from .._stats.collector import collector
@@ -456,7 +456,7 @@ _POOL_METHODS = ("size", "checkedout", "checkedin", "overflow")
 # --- the monitor of the process -------------------------------------------------------------------
 
 _monitor: SessionPerformanceMonitor | None = None
-_lock = Lock()
+_lock = ForkLock()
 
 
 def get_performance_monitor() -> SessionPerformanceMonitor:
