@@ -11,6 +11,7 @@ from ._concurrency import describe_task, describe_thread, is_calling
 from ._open_sessions import open_cores
 from ._session import KitSession
 from ._state import SessionState
+from ._statements import shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class OpenSession:
     ``opened_at`` is the line that opened it, ``owner`` its task or thread, ``age`` how long it has
     been open.  ``status`` is ``idle`` (without a connection), ``waiting`` for one, ``busy`` (a call
     is in progress) or ``idle in transaction``, and then ``idle`` is how long ago its last statement
-    began; where monitoring is off that is not known.  ``stack`` is there with ``capture_stack``.
+    began; where monitoring is off that is not known.  ``statement`` is the last one, where
+    ``statement_statistics`` are on; ``stack`` is there with ``capture_stack``.
     """
 
     database: str
@@ -31,6 +33,7 @@ class OpenSession:
     status: str
     idle: float | None = None
     stack: str | None = None
+    statement: str | None = None
 
     def __str__(self) -> str:
         name = "" if self.name is None else f" {self.name!r}"
@@ -39,6 +42,8 @@ class OpenSession:
             f"{self.age:8.1f} s  {self.database}{name}  {self.status}{since}  {self.owner}, opened"
             f" at {self.opened_at}"
         )
+        if self.statement is not None:
+            text += f", last sent: {shortened(self.statement)}"
         return text if self.stack is None else f"{text}\n{self.stack}"
 
 
@@ -73,6 +78,7 @@ def _open_sessions() -> Iterator[OpenSession]:
             status=status,
             idle=now - state.used if known else None,
             stack=state.stack,
+            statement=None if state.recorder is None else state.recorder.last,
         )
 
 

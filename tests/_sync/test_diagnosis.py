@@ -131,6 +131,16 @@ def test_where_warnings_are_errors_a_leak_is_logged(
     assert len(told(caplog, "where warnings are errors")) == 1
 
 
+def test_an_open_session_tells_its_last_statement(sqlite_db: Database) -> None:
+    """Where statements are counted; elsewhere nobody knows it."""
+    with sqlite_db.session_scope(statement_statistics=True) as session:
+        assert "last sent" not in dump_open_sessions()
+        session.execute(ONE)
+        (found,) = [each for each in list_open_sessions() if each.statement is not None]
+        assert found.statement == str(ONE)
+        assert f"last sent: {ONE}" in dump_open_sessions()
+
+
 def test_open_sessions_are_listed(pg_database: PgDatabase) -> None:
     """The oldest first: who has it, since when, and what it does; nothing is asked for that."""
     db = Database(pg_database.url, name=NAME)
