@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from ._async.scope import AsyncSessionScope
 from ._callsite import Origin, caller_origin, describe
-from ._concurrency import describe_task, describe_thread, is_calling, is_carried, running_task
+from ._concurrency import describe_owner, describe_task, is_calling, is_carried, running_task
 from ._request import Request
 from ._session import KitSession
 from ._session_worlds import ThreadSession
@@ -134,7 +134,7 @@ class Adoption(Generic[S]):
 
     def _refuse(self, why: str) -> None:
         state = self._core.kit_state
-        owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
+        owner = describe_owner(state.owner, state.thread)
         raise ConcurrentSessionUseError(
             f"the session opened at {describe(state.origin)} cannot be adopted by"
             f" {describe_task(running_task())} at {describe(self._origin)}: {why}, and it belongs"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from ._callsite import describe
-from ._concurrency import describe_task, describe_thread, is_calling
+from ._concurrency import describe_owner, is_calling
 from ._open_sessions import open_cores
 from ._session import KitSession
 from ._state import SessionState
@@ -73,7 +73,7 @@ def _open_sessions() -> Iterator[OpenSession]:
             database=state.database.name,
             name=state.name,
             opened_at=describe(state.origin),
-            owner=describe_task(state.owner) if state.owner else describe_thread(state.thread),
+            owner=describe_owner(state.owner, state.thread),
             age=now - state.since,
             status=status,
             idle=now - state.used if known else None,

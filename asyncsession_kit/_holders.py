@@ -22,8 +22,7 @@ from ._concurrency import (
     AsyncWaiter,
     RLock,
     Waiter,
-    describe_task,
-    describe_thread,
+    describe_owner,
     running_task,
     thread_id,
 )
@@ -331,7 +330,7 @@ def _flow(state: SessionState) -> object:
 
 
 def _name(state: SessionState) -> str:
-    owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
+    owner = describe_owner(state.owner, state.thread)
     last = None if state.recorder is None else state.recorder.last
     sent = "" if last is None else f", last statement {shortened(last)!r}"
     return f"{owner}, opened at {describe(state.origin)}{sent}"

@@ -21,8 +21,8 @@ from ._concurrency import (
     awaits,
     carried_for,
     describe_loop,
+    describe_owner,
     describe_task,
-    describe_thread,
     is_lost,
     running_task,
     thread_id,
@@ -441,7 +441,7 @@ def settle(error: BaseException | None, outcome: Outcome | None) -> None:
 
 def adopted_error(state: SessionState) -> ConcurrentSessionUseError:
     """Return the error for a scope that ends while its session is with somebody else."""
-    owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
+    owner = describe_owner(state.owner, state.thread)
     return ConcurrentSessionUseError(
         f"the scope opened at {describe(state.origin)} ended while its session was adopted by"
         f" {owner}, whose work would have been committed by half; all of it is rolled back. Wait"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._callsite import describe
-from ._concurrency import describe_task, describe_thread, logger, running_task, thread_id
+from ._concurrency import describe_owner, logger, running_task, thread_id
 from ._open_sessions import note_closed, open_cores
 from ._session import KitSession
 from ._state import SessionState
@@ -36,7 +36,7 @@ class Straggler:
 def straggler(core: KitSession) -> Straggler:
     """Return what is to be told of that session."""
     state = core.kit_state
-    owner = describe_task(state.owner) if state.owner else describe_thread(state.thread)
+    owner = describe_owner(state.owner, state.thread)
     return Straggler(describe(state.origin), owner, time.monotonic() - state.since)
 
 

@@ -22,8 +22,7 @@ from ._concurrency import (
     RLock,
     Task,
     Waiter,
-    describe_task,
-    describe_thread,
+    describe_owner,
     is_lost,
     is_main_thread,
     thread_id,
@@ -98,7 +97,7 @@ class Turn:
 
     def describe(self) -> str:
         """Return who has the turn, since when, and where it began."""
-        owner = describe_task(self.owner) if self.owner else describe_thread(self.thread)
+        owner = describe_owner(self.owner, self.thread)
         held = time.monotonic() - self.since
         # Until SQLite lets it begin, the one that is first here waits for another process.
         did = "began to write" if self.began else "waits for the file itself"

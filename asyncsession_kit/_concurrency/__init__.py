@@ -58,6 +58,7 @@ from .waits import run_beside as run_beside
 from .waits import was_stopped as was_stopped
 from .who import awaits as awaits
 from .who import awaits_thread as awaits_thread
+from .who import describe_owner as describe_owner
 from .who import describe_task as describe_task
 from .who import describe_thread as describe_thread
 from .who import is_calling as is_calling

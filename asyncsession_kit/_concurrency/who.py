@@ -45,6 +45,11 @@ def describe_thread(ident: int) -> str:
     return f"thread {names.get(ident, ident)!r}"
 
 
+def describe_owner(task: Task | None, thread: int) -> str:
+    """Return whose something is: the task's name, or that of the thread where there is none."""
+    return describe_thread(thread) if task is None else describe_task(task)
+
+
 def awaits(owner: Task, task: Task | None) -> bool:
     """Tell whether ``owner`` is suspended in ``asyncio.wait_for`` on ``task``.
 

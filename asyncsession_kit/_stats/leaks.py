@@ -10,17 +10,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from .._callsite import describe
-from .._concurrency import Watch, describe_task, describe_thread, logger, run_beside
+from .._concurrency import Watch, describe_owner, logger, run_beside
 from .._open_sessions import open_sessions
 from ..errors import SessionLeakWarning
 
 if TYPE_CHECKING:
     from .._state import SessionState
-
-
-def owner_of(state: SessionState) -> str:
-    """Return whose session it is, in words."""
-    return describe_task(state.owner) if state.owner else describe_thread(state.thread)
 
 
 def due_at(state: SessionState) -> float:
@@ -81,7 +76,7 @@ def _noted(state: SessionState, what: str, now: float) -> tuple[str, dict[str, o
     assert state.figures is not None
     state.leaked = True
     state.figures.leak()
-    place, owner = describe(state.origin), owner_of(state)
+    place, owner = describe(state.origin), describe_owner(state.owner, state.thread)
     text = f"the session of {owner}, opened at {place}, {what}. Close it, or use a scope"
     if state.stack is not None:
         text += f"\n{state.stack}"
