@@ -110,27 +110,6 @@ def refuses_writes(connection: Any) -> bool:
     return bool(connection.info.parameter_status(name) == "on")
 
 
-def code_of(error: Exception, driver: str) -> tuple[str | None, int | None]:
-    """Return the SQLSTATE and the number of what this driver raised; None for what it has not."""
-    if driver in _MYSQL:
-        number = error.args[0] if error.args else None
-        return None, number if isinstance(number, int) else None
-    # psycopg2 has another name for it.
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    return state, getattr(error, "sqlite_errorcode", None)
-
-
-# query_canceled; MariaDB's max_statement_time, MySQL's max_execution_time, and KILL QUERY of both.
-_INTERRUPTED_STATE = "57014"
-_INTERRUPTED_NUMBERS = frozenset({1969, 3024, 1317, sqlite3.SQLITE_INTERRUPT})
-
-
-def is_interrupted(error: Exception, driver: str) -> bool:
-    """Tell whether the server (or SQLite) broke the statement off, as it was told to."""
-    state, number = code_of(error, driver)
-    return state == _INTERRUPTED_STATE or number in _INTERRUPTED_NUMBERS
-
-
 def guard_checkin(engine: Engine) -> bool:
     """Never let a connection go back to the pool inside a transaction; costs no round trip.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 
+from ._classify import classify
 from ._deadline import COMMIT, STATEMENT
-from ._drivers import code_of, is_interrupted
 from ._state import SessionState
+from .errors import ErrorKind
 
 
 def wanted_limit(statement_timeout: float | None, left: float | None) -> float | None:
@@ -69,10 +70,13 @@ def _translate(context: ExceptionContext) -> Exception | None:
     if state is None or state.deadline is None or state.deadline.left() > _SLACK:
         return None
     original = context.original_exception
-    driver = context.dialect.driver
-    if not isinstance(original, Exception) or not is_interrupted(original, driver):
+    if not isinstance(original, Exception):
+        return None
+    dialect = context.dialect
+    finding = classify(original, dialect=dialect.name, driver=dialect.driver)
+    if finding is None or finding.kind is not ErrorKind.CANCELLED:
         return None
     error = state.deadline.error(COMMIT if state.committing else STATEMENT)
     error.orig = original
-    error.sqlstate, error.errno = code_of(original, driver)
+    error.sqlstate, error.errno = finding.sqlstate, finding.errno
     return error
