@@ -210,3 +210,24 @@ def test_a_connect_of_a_loop_that_is_gone_is_forgotten(pg_database: PgDatabase) 
     asyncio.run(leave())
     assert asyncio.run(take()) == "mine"
     assert made == []
+
+
+def test_a_connect_of_a_loop_that_stands_still_is_left_alone(pg_database: PgDatabase) -> None:
+    """Only its own loop can wait for it; the next caller of another one makes its own."""
+    relay = shares.Relay(lambda made: None, lambda: None)
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await relay.take(lambda: pause_anywhere(0.3))  # type: ignore[arg-type, return-value, func-returns-value]
+
+    async def take() -> str:
+        return await relay.take(lambda: "mine")  # type: ignore[arg-type, return-value]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    assert relay.has_left
+    assert asyncio.run(take()) == "mine"
+    assert not relay.has_left
+    loop.run_until_complete(asyncio.sleep(0.5))
+    loop.close()

@@ -25,7 +25,9 @@ from asyncsession_kit import (
 from asyncsession_kit._concurrency import (
     AsyncWaiter,
     Waiter,
+    apart,
     async_carry,
+    async_is_done,
     async_wait_for_exits,
     awaits,
     awaits_thread,
@@ -306,3 +308,23 @@ async def test_a_cancelled_hook_does_not_stop_the_others(tmp_path: Path) -> None
             await task
     assert seen == ["told"]
     assert stored_names(sqlite_url(tmp_path)) == ["a"]
+
+
+def test_a_call_on_the_way_out_of_a_thread_is_logged_where_it_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is on its way to the caller matters more."""
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with caplog.at_level(logging.INFO, "asyncsession_kit"):
+        apart(fail, 1)
+    assert "ValueError" in caplog.text
+
+
+async def test_a_future_of_another_loop_is_not_waited_for() -> None:
+    """Nobody can wait for it here."""
+    loop = asyncio.new_event_loop()
+    assert await async_is_done(loop.create_future(), 60)
+    loop.close()

@@ -388,3 +388,27 @@ def test_a_connection_of_a_closed_loop_is_not_counted_as_out(tmp_path: Path) -> 
         asyncio.run(db.dispose())
     """
     run(code, f"sqlite:///{tmp_path / 'test.db'}", SQLITE)
+
+
+@pytest.mark.parametrize("world", ["tasks", "threads"])
+def test_a_child_of_a_pool_per_loop_begins_anew(tmp_path: Path, world: str) -> None:
+    """None of the parent's loops is there, nor what was made for them."""
+    code = """
+        tasks = question.endswith("1")
+        db = AsyncDatabase(url, per_loop=True) if tasks else Database(url, per_loop=True)
+        assert db.per_loop
+
+        def once():
+            return asyncio.run(async_ask(db)) if tasks else ask(db)
+
+        once()
+        child = os.fork()
+        if not child:
+            once()
+            os._exit(0)
+        wait(child)
+        once()
+        asyncio.run(db.dispose()) if tasks else db.dispose()
+    """
+    question = "SELECT 1" if world == "tasks" else "SELECT 2"
+    run(code, f"sqlite:///{tmp_path / 'test.db'}", question)

@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from asyncsession_kit import (
     AsyncDatabase,
     ConcurrentSessionUseError,
+    SessionClosedError,
     async_session_scope,
     current_async_session,
     current_scope,
     current_session,
 )
+from asyncsession_kit._session import core_of_async_session
 from tests.support.databases import open_database, sqlite_url
 from tests.support.fixtures import PgDatabase
 from tests.support.models import Account, Entry
@@ -365,3 +367,27 @@ def test_a_scope_needs_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     with pytest.raises(Exception, match="setup_database_connection"):
         async_session_scope()
+
+
+async def test_the_owner_ends_its_transaction_by_hand(db: AsyncDatabase) -> None:
+    """What ``begin()`` returns works as SQLAlchemy's does."""
+    async with db.session_scope() as session:
+        transaction = await session.begin().start()
+        session.add(Account(name="undone"))
+        await session.flush()
+        await transaction.rollback()
+    assert await names(db) == []
+
+
+async def test_a_session_that_is_being_ended_says_why(db: AsyncDatabase) -> None:
+    """Another task is told that it ends, not only whose it is."""
+    session = db.get_session()
+    core = core_of_async_session(session)
+    core.kit_state.reason = "was ended because the tests want it"
+
+    async def intrude() -> None:
+        await session.execute(select(Account))
+
+    with pytest.raises(SessionClosedError, match="the tests want it"):
+        await asyncio.create_task(intrude())
+    await session.close()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from asyncsession_kit import (
@@ -20,7 +20,7 @@ from asyncsession_kit import (
     _liveness,
     async_with_retry,
 )
-from asyncsession_kit._kill import is_same
+from asyncsession_kit._kill import is_same, watch_given_up
 from tests.support.fixtures import MariaDatabase, skip
 from tests.support.links import MARIA, POSTGRES, open_link
 from tests.support.machine import Unavailable
@@ -383,3 +383,11 @@ async def test_connections_ended_under_load_lose_nothing(
     await db.dispose()
     with cluster.view() as view:
         assert view.value("SELECT count(*) FROM work") == 100
+
+
+def test_a_driver_without_a_known_socket_ends_nothing_on_its_server() -> None:
+    """It could not be told whether the server's connection is the same."""
+    engine = create_engine("sqlite://")
+    watch_given_up(engine)
+    assert not list(engine.dialect.dispatch.handle_error)
+    engine.dispose()

@@ -17,6 +17,7 @@ from asyncsession_kit import (
     Outcome,
     PropagationError,
     SessionClosedError,
+    _evicting,
 )
 from tests.support.elsewhere import async_beside, async_pause
 from tests.support.fixtures import PgDatabase
@@ -224,3 +225,21 @@ async def test_many_scopes_are_waited_for_together(pg_db: AsyncDatabase) -> None
     for done in works:
         await done()
     assert len(await names_at(url)) == 8
+
+
+async def test_a_session_that_cannot_be_closed_does_not_stop_a_shutdown(
+    sqlite_db: AsyncDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and nobody uses the session any more."""
+
+    def fail(*details: object) -> None:
+        raise ValueError("stuck")
+
+    monkeypatch.setattr(_evicting, "evict", fail)
+    session = sqlite_db.get_session()
+    session.add(Account(name="lost"))
+    with caplog.at_level(logging.INFO, "asyncsession_kit"):
+        assert len(await sqlite_db.shutdown(timeout=0)) == 1
+    assert "ending a session at shutdown failed: ValueError" in caplog.text
+    with pytest.raises(SessionClosedError, match="was shut down"):
+        await session.execute(text("SELECT 1"))
