@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncsession_kit import AsyncDatabase, Database
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -412,3 +414,14 @@ def test_a_child_of_a_pool_per_loop_begins_anew(tmp_path: Path, world: str) -> N
     """
     question = "SELECT 1" if world == "tasks" else "SELECT 2"
     run(code, f"sqlite:///{tmp_path / 'test.db'}", question)
+
+
+@pytest.mark.parametrize("world", [AsyncDatabase, Database])
+def test_a_child_forgets_what_was_made_for_the_loops_of_its_parent(
+    world: type[AsyncDatabase] | type[Database],
+) -> None:
+    """With a pool per loop there is nothing to go on with: those loops are not the child's."""
+    database = world("sqlite://", per_loop=True)
+    assert database.engine is not None
+    database.after_fork()
+    assert not database.is_started
