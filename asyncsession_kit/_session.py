@@ -408,14 +408,19 @@ def _checked(name: str) -> Callable[..., Any]:
 # What is not sent yet is checked as well: the owner's commit would store it, or would not.
 for _name in (
     "add",
+    "add_all",
     "delete",
+    "delete_all",
+    "merge_all",
     "refresh",
     "expire",
     "expire_all",
     "expunge",
     "expunge_all",
 ):
-    setattr(KitSession, _name, _checked(_name))
+    # Two of them are new in SQLAlchemy 2.1.
+    if hasattr(Session, _name):
+        setattr(KitSession, _name, _checked(_name))
 
 
 def _is_detached(instance: object) -> bool:

@@ -112,13 +112,17 @@ for _name in (
     "invalidate",
     "add",
     "delete",
+    "delete_all",
     "merge",
+    "merge_all",
     "refresh",
     "bulk_save_objects",
     "bulk_insert_mappings",
     "bulk_update_mappings",
 ):
-    setattr(ThreadSession, _name, _exclusive(_name))
+    # Two of them are new in SQLAlchemy 2.1.
+    if hasattr(KitSession, _name):
+        setattr(ThreadSession, _name, _exclusive(_name))
 
 
 def _closing(close: Callable[[ThreadSession], None]) -> Callable[[ThreadSession], None]:
@@ -357,13 +361,16 @@ for _name in (
     "get",
     "get_one",
     "merge",
+    "merge_all",
     "refresh",
     "delete",
+    "delete_all",
     "flush",
     "connection",
     "run_sync",
 ):
-    setattr(TaskSession, _name, _within_deadline(_name))
+    if hasattr(AsyncSession, _name):
+        setattr(TaskSession, _name, _within_deadline(_name))
 
 
 async def async_commit_session(session: AsyncSession, step: Callable[[KitSession], object]) -> None:

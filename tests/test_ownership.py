@@ -92,6 +92,11 @@ USES: dict[str, Callable[[AsyncSession], Awaitable[object]]] = {
 }
 
 
+if hasattr(AsyncSession, "delete_all"):  # SQLAlchemy 2.1
+    USES["delete_all"] = lambda session: session.delete_all(list(session.identity_map.values()))
+    USES["merge_all"] = lambda session: session.merge_all([Account(id=1, name="foreign")])
+
+
 @pytest.mark.parametrize("use", USES)
 async def test_another_task_is_refused_before_anything_is_sent(db: AsyncDatabase, use: str) -> None:
     """Whatever a foreign task calls raises, sends nothing, and leaves the owner's work alone."""

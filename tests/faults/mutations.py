@@ -20,6 +20,7 @@ from asyncsession_kit import (
     _session_worlds,
     _state,
 )
+from asyncsession_kit._async import ending as async_ending
 from asyncsession_kit._async import scope as async_scope
 from asyncsession_kit._concurrency import exits
 
@@ -45,7 +46,7 @@ def _carry_with(change: Callable[..., Any]) -> Switch:
     """Return a switch that puts something else in the place of the exit task."""
 
     def switch_off(patch: pytest.MonkeyPatch) -> None:
-        for module in (async_scope, _session_worlds):
+        for module in (async_scope, async_ending, _session_worlds):
             patch.setattr(module, "async_carry", change)
 
     return switch_off
