@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from asyncsession_kit import AsyncDatabase
+from asyncsession_kit._aiosqlite import open_file
 from tests.support.databases import open_database, sqlite_url, stored_names
 from tests.support.models import Account
 
@@ -136,6 +137,19 @@ async def test_a_statement_that_is_half_read_keeps_no_lock(tmp_path: Path) -> No
         await session.close()
         await write(database, "next")
         assert stored_names(sqlite_url(tmp_path)) == ["next"]
+
+
+async def test_an_end_is_waited_for_while_the_worker_cannot_be_interrupted(tmp_path: Path) -> None:
+    """A function of the application runs to its end first; then the file is closed."""
+    connection = await open_file(str(tmp_path / "test.db"))
+    await connection.create_function("slow", 0, lambda: time.sleep(0.3))
+    task = asyncio.ensure_future(connection.execute("SELECT slow()"))
+    await asyncio.sleep(0.05)
+    await connection.close()
+    await asyncio.wait([task])
+    assert isinstance(task.exception(), sqlite3.OperationalError)
+    await wait_until_alone()
+    assert workers() == []
 
 
 async def test_a_cancelled_opening_leaves_no_worker(tmp_path: Path) -> None:
