@@ -125,6 +125,8 @@ ORDER = [
     "exporters",
     "exporters.prometheus",
     "exporters.opentelemetry",
+    "integrations",
+    "integrations._answers",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.
