@@ -103,24 +103,25 @@ class Links:
 
     def drop_lost(self) -> None:
         """Close the connections whose loop is closed, with their sockets."""
-        for record in self._known():
+        for record in self.records():
             if is_lost(record.info.get(_HOME)):
                 self._drop(record)
 
     def drop_all(self) -> None:
         """Close all connections, by way of their loops where those are open."""
-        for record in self._known():
+        for record in self.records():
             self._drop(record)
         self._replace_pool()
         self.loop = None
 
     def drop_driver_connection(self, driver_connection: object) -> None:
         """Close one connection, which has no loop any more."""
-        for record in self._known():
+        for record in self.records():
             if record.driver_connection is driver_connection:
                 self._drop(record)
 
-    def _known(self) -> list[ConnectionPoolEntry]:
+    def records(self) -> list[ConnectionPoolEntry]:
+        """Return the pools' places for the connections that are there."""
         return [record for found in self._records.copy() if (record := found()) is not None]
 
     def _drop(self, record: ConnectionPoolEntry) -> None:
@@ -163,7 +164,7 @@ class Links:
 
     def after_fork(self) -> None:
         """Let go of the parent's connections, in a child, without a word to the server."""
-        for record in self._known():
+        for record in self.records():
             connection, dbapi_connection = record.driver_connection, record.dbapi_connection
             _take_out(record)
             if connection is not None:

@@ -18,6 +18,7 @@ from .._links import links_of
 from .._watch import CREATE, USE, watching
 from ..config import get_session_config
 from .histogram import NOTHING, Distribution, DurationStats, Histogram, duration_stats
+from .journal import MOST, Entry, Journal
 
 if TYPE_CHECKING:
     from .._holders import Holders
@@ -102,16 +103,13 @@ class PoolWatch:
     while monitoring is off for the process.
     """
 
-    def __init__(self, lock: RLock, name: str) -> None:
+    def __init__(self, lock: RLock, journal: Journal, name: str) -> None:
         self.name = name
-        self._lock = lock
-        # ``with`` is several times slower than these two.
-        self._acquire, self._release = lock.acquire, lock.release
+        self._lock, self._journal = lock, journal
         # Weakly: an engine that nobody has any more has nothing to tell.
         self._engines: WeakKeyDictionary[Engine, ref[Holders] | None] = WeakKeyDictionary()
         # Those whose events are listened to, which is so for good.
         self._watched: WeakSet[Engine] = WeakSet()
-        self._out = 0
         self.clear()
 
     def clear(self) -> None:
@@ -120,11 +118,6 @@ class PoolWatch:
         self.wait = Histogram()
         self._use, self._create = Histogram(), Histogram()
         self._created = self._invalidated = self._timeouts = self._resets = 0
-
-    def begin_anew(self) -> None:
-        """Be as new, but for the engines, in a forked child: nothing is out of its fresh pools."""
-        self._out = 0
-        self.clear()
 
     def add(self, engine: Engine, holders: Holders | None) -> None:
         """Count what the engine's pool does from now on; a second call does nothing."""
@@ -173,23 +166,24 @@ class PoolWatch:
     def _on_checkout(self, dbapi_connection: object, record: _Record, proxy: object) -> None:
         if get_session_config().enable_monitoring:
             record.record_info[self] = monotonic()
-            self._acquire()
-            self._out += 1
-            self._release()
 
     def _on_checkin(self, dbapi_connection: object, record: _Record) -> None:
         since = record.record_info.pop(self, None)
         if since is None:
             return
         seconds = monotonic() - since
-        self._acquire()
-        self._out -= 1
+        journal = self._journal
         # A pool resets each connection that comes back alive; to listen to that costs more.
-        self._resets += dbapi_connection is not None
-        self._use.add(seconds)
-        self._release()
+        journal.note((self._count_use, seconds, dbapi_connection is not None))
+        if len(journal) > MOST:
+            journal.settle()
         if watching.timer is not None:
             watching.timer(USE, self.name, seconds)
+
+    def _count_use(self, entry: Entry) -> None:
+        _, seconds, was_reset = entry
+        self._use.add(seconds)
+        self._resets += was_reset
 
     def _on_detach(self, dbapi_connection: object, record: _Record) -> None:
         self._on_checkin(None, record)
@@ -223,12 +217,14 @@ class PoolWatch:
 
     def gauges(self) -> PoolFigures:
         """Return what the pools hold, without the lock: they have locks of their own."""
-        size = idle = out = overflow = waiting = 0
+        size = idle = out = overflow = waiting = noted = 0
         with self._lock:
             engines = list(self._engines.items())
         for engine, known in engines:
             holders = None if known is None else known()
             waiting += 0 if holders is None else holders.waiting
+            records = links_of(engine).records()
+            noted += sum(self in (record.record_info or ()) for record in records)
             pool = engine.pool
             if isinstance(pool, QueuePool):
                 size += pool.size()
@@ -236,8 +232,8 @@ class PoolWatch:
                 out += pool.checkedout()
                 # It begins below zero, and counts everything where the size has no limit.
                 overflow += max(0, pool.overflow()) if pool.size() else 0
-        # Events count what an earlier pool gave out, too; the pool what was not monitored.
-        out = max(out, self._out)
+        # Events note what an earlier pool gave out, too; the pool knows what was not monitored.
+        out = max(out, noted)
         return PoolFigures(
             size=size, idle=idle, checked_out=out, overflow=overflow, waiting=waiting
         )
