@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -19,6 +19,7 @@ from ._concurrency import (
     async_run_core,
     carry,
     describe_thread,
+    respawned,
     thread_id,
 )
 from ._deadline import COMMIT, CONNECTION, SERVER_FIRST, STATEMENT, Deadline
@@ -279,11 +280,14 @@ def run_bounded(session: Session, step: Callable[[KitSession], T]) -> T:
 def _within_deadline(name: str) -> Callable[..., Any]:
     """Return ``AsyncSession``'s method of that name, bounded by what is left of a deadline."""
     method = getattr(AsyncSession, name)
+    faster = respawned(method)
 
     @wraps(method)
     def call(self: TaskSession, *arguments: Any, **options: Any) -> Any:
         # The class of the application may have a method of its own, which this stands before.
         bound = getattr(super(TaskSession, self), name)
+        if bound.__func__ is method:
+            bound = partial(faster, self)
         state: SessionState = self.sync_session.kit_state  # type: ignore[attr-defined]
         if state.deadline is None:
             return bound(*arguments, **options)

@@ -18,6 +18,7 @@ ORDER = [
     "_types",
     "_protocols",
     "_concurrency.common",
+    "_concurrency.greenlets",
     "_concurrency.who",
     "_concurrency.loops",
     "_concurrency.waits",

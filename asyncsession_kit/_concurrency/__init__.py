@@ -24,6 +24,7 @@ from .exits import is_carried as is_carried
 from .exits import run_core as run_core
 from .exits import to_its_end as to_its_end
 from .exits import wait_for_exits as wait_for_exits
+from .greenlets import respawned as respawned
 from .loops import ANYWHERE as ANYWHERE
 from .loops import Home as Home
 from .loops import async_call_in as async_call_in

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 from .common import LONGEST_WAIT, T, Task, logger
+from .greenlets import respawned
 from .who import running_task
 
 # A strong reference to each exit task: the loop itself keeps only weak ones.
@@ -21,6 +22,8 @@ carried_tasks: set[Task] = set()
 _kept: set[Task] = set()
 # What an exit task works for, so that a session's guard knows it as its owner's.
 _carriers: dict[Task, object] = {}
+# Not the session's own method, which a deadline bounds: these steps end a transaction.
+_run_sync = respawned(AsyncSession.run_sync)
 # How long after each further cancellation a task that was told to stop may take (seconds); drivers
 # swallow the first one for a graceful close of their own, and give up at the second.
 STOP_PAUSES = (0.25, 0.5, 2.0)
@@ -44,8 +47,8 @@ def cancel_all(tasks: Iterable[Task]) -> None:
 
 async def async_run_core(session: AsyncSession, step: Callable[[Any], T]) -> T:
     """Run ``step`` on the session underneath, in one greenlet switch."""
-    # Not the session's own method, which a deadline bounds: these steps end a transaction.
-    return await AsyncSession.run_sync(session, step)
+    result: T = await _run_sync(session, step)
+    return result
 
 
 def run_core(session: Session, step: Callable[[Any], T]) -> T:
@@ -116,7 +119,7 @@ async def _carried_step(session: AsyncSession, step: Callable[[Any], object]) ->
     assert task is not None
     _carriers[task] = session.sync_session
     try:
-        await AsyncSession.run_sync(session, step)
+        await _run_sync(session, step)
     finally:
         del _carriers[task]
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from .common import Task
+from .greenlets import async_spawn
 
 
 def running_task() -> Task | None:
@@ -73,7 +74,8 @@ def is_calling(owner: Task, session: object) -> bool:
     """
     task: Task | None = owner
     while isinstance(task, asyncio.Task):
-        for frame in _suspended_in(task, greenlet_spawn):
+        calls = (*_suspended_in(task, greenlet_spawn), *_suspended_in(task, async_spawn))
+        for frame in calls:
             if _session_of_call(frame) in (session, None):
                 return True
         task = next((f.f_locals.get("fut") for f in _suspended_in(task, asyncio.wait_for)), None)

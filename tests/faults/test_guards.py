@@ -12,7 +12,8 @@ from .mutations import MUTATIONS, Mutation
 from .stage import perform
 from .table import find
 
-SEED = 1
+# On a busy machine a fault may miss its moment, so that nothing is wrong: it is tried again.
+SEEDS = range(1, 6)
 # A cell that hangs without its guard need not do so for long (seconds).
 PATIENCE = 2.5
 
@@ -22,10 +23,14 @@ PATIENCE = 2.5
 async def test_without_its_guard_a_cell_fails(
     mutation: Mutation, place_for: GivePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Switched off, the guard is missed by the invariant that it is for."""
+    """Switched off, the guard is missed by the invariant that it is for, in one of a few runs."""
     cell = replace(find(mutation.fault, mutation.moment), patience=PATIENCE)
     place = place_for(mutation.driver)
     mutation.switch_off(monkeypatch)
-    result = await perform(cell, place, KIT, SEED, share=0.3)
-    found = {violation.invariant for violation in result.violations}
-    assert found & set(mutation.invariants), str(result)
+    results = []
+    for seed in SEEDS:
+        results.append(await perform(cell, place, KIT, seed, share=0.3))
+        found = {violation.invariant for violation in results[-1].violations}
+        if found & set(mutation.invariants):
+            return
+    pytest.fail(f"nothing was missed: {'; '.join(map(str, results))}")
