@@ -127,6 +127,10 @@ ORDER = [
     "exporters.opentelemetry",
     "integrations",
     "integrations._answers",
+    "integrations._commit_on",
+    "integrations._request_scope",
+    "integrations.flask",
+    "integrations.wsgi",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.
