@@ -61,6 +61,12 @@ class RequestScope:
         """Tell whether it was not ended yet."""
         return self._scope.is_open
 
+    def take_over(self) -> None:
+        """Let it be the open scope of whoever calls, another thread or task of the same request."""
+        state = self._scope.state
+        if self.is_open and state is not None:
+            state.take_over()
+
     def end(self, status: int, rule: CommitRule) -> None:
         """Commit or roll back, as the rule says for that status; once ended, nothing happens.
 

@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
 from sqlalchemy import inspect as inspect_object
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
-from .._adopt import adopt_session
+from .._async.database import AsyncDatabase
 from .._callsite import Origin, caller_origin, describe, user_origin
 from .._forks import ForkLock
 from .._request import scope_request
@@ -149,7 +150,7 @@ class RequestScopedSessionManager:
             return self._dispatch(app, dispatch, context)
 
         def async_to_sync(function: Callable[..., Any]) -> Callable[..., Any]:
-            return to_sync(self._lending(function))  # type: ignore[no-any-return]
+            return self._awaited(to_sync, function)
 
         app.full_dispatch_request = full_dispatch_request
         app.async_to_sync = async_to_sync
@@ -266,21 +267,32 @@ class RequestScopedSessionManager:
                 self._databases[found] = Database(found)
             return self._databases[found]
 
-    def _lending(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of tasks that has the request's session while it runs.
+    def _awaited(
+        self, to_sync: Callable[..., Any], function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a function that waits for one of tasks, which has the request's session meanwhile.
 
-        Flask runs each in a thread and an event loop of its own, and waits for it.
+        Flask runs each in a thread and an event loop of its own.
         """
 
         async def lent(*arguments: Any, **options: Any) -> Any:
-            place = self._known_place()
-            session = None if place is None else place.session
-            if session is None:
-                return await function(*arguments, **options)
-            with adopt_session(session):
-                return await function(*arguments, **options)
+            self._take_over()
+            return await function(*arguments, **options)
 
-        return lent
+        call = to_sync(lent)
+
+        def wait(*arguments: Any, **options: Any) -> Any:
+            try:
+                return call(*arguments, **options)
+            finally:
+                self._take_over()
+
+        return wait
+
+    def _take_over(self) -> None:
+        place = self._known_place()
+        if place is not None and place.scope is not None:
+            place.scope.take_over()
 
     # --- the end of a request ---------------------------------------------------------------------
 
@@ -343,8 +355,8 @@ def _check_given(given: object) -> None:
     if given is None or isinstance(given, str | Database | DatabaseEntry | Engine):
         return
     # Asked of the class: the property itself may need an application.
-    if not hasattr(type(given), "engine") or hasattr(type(given), "sync_engine"):
-        database_given(given)  # type: ignore[arg-type]
+    if not hasattr(type(given), "engine") or isinstance(given, AsyncDatabase | AsyncEngine):
+        database_given(given)  # type: ignore[arg-type]  # which refuses it
 
 
 def _request_now() -> Request:
