@@ -9,7 +9,7 @@ from __future__ import annotations
 def missing(framework: str, extra: str, error: ImportError) -> ImportError:
     """Return the error for a framework that is not installed."""
     return ImportError(
-        f"the integration of {framework} needs {error.name};"
-        f' pip install "asyncsession-kit[{extra}]"',
+        f"the integration of {framework} needs {error.name}; pip install"
+        f' "asyncsession-kit[{extra}]"',
         name=error.name,
     )

@@ -1,41 +1,50 @@
-"""Which answers of a request commit its work; decided without any framework."""
+"""Which status of a response keeps the work of its request; decided without any I/O."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any, Literal
 
 from ..errors import ConfigurationError
 
-# Classes of status codes such as ``2xx``, with commas between them, or what is asked with the code.
-CommitOn = str | Callable[[int], bool]
+CommitOn = Literal["2xx", "2xx-3xx", "manual"] | Callable[[int], bool]
 
-# A browser that is redirected after a form takes what it sent as stored.
-SUCCESS = "2xx,3xx"
-
-_CLASSES = {f"{first}xx": first for first in range(1, 6)}
+MANUAL = "manual"
 
 
-class CommitRule:
-    """Says whether an answer commits, by its status.
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
 
-    :raises ConfigurationError: ``commit_on`` is neither classes of status codes nor callable.
+
+def _is_no_error(status: int) -> bool:
+    return 200 <= status < 400
+
+
+_RULES: dict[Any, Callable[[int], bool]] = {
+    "2xx": _is_success,
+    "2xx-3xx": _is_no_error,
+    # The application commits; what it has left undone is told where it answers with success.
+    MANUAL: _is_no_error,
+}
+
+
+def commit_rule(commit_on: CommitOn) -> Callable[[int], bool]:
+    """Return what tells whether a status keeps the work of its request.
+
+    :raises ConfigurationError: the value is none of the words, and cannot be called with a status.
     """
+    if isinstance(commit_on, str) and commit_on in _RULES:
+        return _RULES[commit_on]
+    if callable(commit_on) and not _is_coroutine_function(commit_on):
+        return commit_on
+    raise ConfigurationError(
+        f"commit_on={commit_on!r} does not say which responses keep their work; give '2xx',"
+        " '2xx-3xx', 'manual' (the application commits), or a plain function that is called with"
+        " the status and returns whether to commit"
+    )
 
-    __slots__ = ("commits", "given")
 
-    def __init__(self, commit_on: CommitOn) -> None:
-        self.given = commit_on
-        self.commits: Callable[[int], bool] = (
-            commit_on if callable(commit_on) else _one_of(commit_on)
-        )
-
-
-def _one_of(commit_on: str) -> Callable[[int], bool]:
-    names = [name.strip() for name in commit_on.split(",")] if isinstance(commit_on, str) else [""]
-    if not all(name in _CLASSES for name in names):
-        raise ConfigurationError(
-            f"commit_on={commit_on!r} names no answers; give classes of status codes, such as"
-            f" '2xx' or {SUCCESS!r}, or a function that is given the code and returns a bool"
-        )
-    firsts = frozenset(_CLASSES[name] for name in names)
-    return lambda status: status // 100 in firsts
+def _is_coroutine_function(function: Callable[..., object]) -> bool:
+    called = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)

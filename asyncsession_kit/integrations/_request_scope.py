@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from sqlalchemy.orm import Session
 
-from .._callsite import Origin
+from .._callsite import Origin, caller_origin
 from .._request import scope_request
+from .._state import SessionState
 from .._sync.database import Database
 from .._sync.scope import SessionScope
 from .._terms import Kind
 from ..config import ScopeSettings
 from ..databases import DEFAULT, DatabaseEntry, get_database
 from ..errors import ConfigurationError, UncommittedWorkWarning
-from ._commit_on import CommitRule
+from ._commit_on import MANUAL, CommitOn, commit_rule
 
 Given: TypeAlias = "Database | DatabaseEntry | str | None"
 
@@ -43,18 +44,40 @@ def database_given(given: Given) -> Database:
     )
 
 
-class RequestScope:
-    """Is the open scope of one request.
+class RequestTerms:
+    """Holds how each request of an application begins and ends.
 
-    It has a transaction of its own wherever it is opened: what was answered is committed.
+    A request has a transaction of its own, whatever is open around it: what it answers is stored.
+
+    :raises ConfigurationError: a value is invalid.
     """
 
-    __slots__ = ("_scope", "session")
+    __slots__ = ("_request", "commit_on", "keeps")
 
-    def __init__(self, database: Database, settings: ScopeSettings, origin: Origin) -> None:
-        own: ScopeSettings = {"propagation": "new", **settings}
-        self._scope = SessionScope(database, scope_request(own, origin))
-        self.session: Session = self._scope.__enter__()
+    def __init__(self, commit_on: CommitOn, settings: ScopeSettings, origin: Origin) -> None:
+        own: ScopeSettings = {"propagation": "new", "auto_commit": commit_on != MANUAL, **settings}
+        self._request = scope_request(own, origin)
+        self.commit_on = commit_on
+        self.keeps = commit_rule(commit_on)
+
+    def open(
+        self, database: Database, name: str | None = None, origin: Origin | None = None
+    ) -> RequestScope:
+        """Return the open scope of one request; nothing is sent."""
+        own = self._request
+        request = own._replace(name=own.name or name, origin=origin or own.origin)
+        return RequestScope(self, SessionScope(database, request))
+
+
+class RequestScope:
+    """Is the open scope of one request."""
+
+    __slots__ = ("_scope", "_terms", "session")
+
+    def __init__(self, terms: RequestTerms, scope: SessionScope) -> None:
+        self._terms = terms
+        self._scope = scope
+        self.session: Session = scope.__enter__()
 
     @property
     def is_open(self) -> bool:
@@ -67,71 +90,58 @@ class RequestScope:
         if self.is_open and state is not None:
             state.take_over()
 
-    def end(self, status: int, rule: CommitRule) -> None:
-        """Commit or roll back, as the rule says for that status; once ended, nothing happens.
+    def end(self, status: int) -> None:
+        """Commit or roll back, as is to be done for that status; once ended, nothing happens.
 
         :raises Exception: the work could not be committed; it was rolled back, and is closed.
         """
         if not self.is_open:
             return
-        if rule.commits(status):
-            self.commit()
+        if self._terms.keeps(status):
+            self._leave(None)
         elif status < 400:
-            # No error, and so nobody would look for what is missing.
+            # That is no error, and so nobody would look for what is missing.
             self.discard(
-                f"it was answered with {status}, which commit_on={rule.given!r} does not commit"
+                f"it was answered with {status}, and commit_on={self._terms.commit_on!r} does not"
+                " keep that"
             )
         else:
             self.roll_back()
 
-    def commit(self) -> None:
-        """Commit and close.
-
-        :raises Exception: the work could not be committed; it was rolled back, and is closed.
-        """
-        try:
-            self._scope.__exit__(None, None, None)
-        finally:
-            self._tell_why_it_is_closed()
-
     def roll_back(self, error: BaseException | None = None) -> None:
-        """Roll back and close, because of an error or of what was answered.
-
-        Once ended, nothing happens, and neither does it in ``discard``.
-        """
-        if not self.is_open:
-            return
-        state = self._scope.state
-        assert state is not None
-        if error is None and state.terms.kind is Kind.TRANSACTION:
-            self._scope.set_rollback_only()
-        try:
-            self._scope.__exit__(None if error is None else type(error), error, None)
-        finally:
-            self._tell_why_it_is_closed()
-
-    def discard(self, why: str) -> None:
-        """Roll back and close; work that this loses, and nobody is told of, is warned of.
-
-        ``why`` ends the sentence "... has uncommitted work that is discarded: ".
-        """
+        """Roll back, because of an error or of what was answered; once ended, nothing happens."""
         core, state = self._scope.core, self._scope.state
         if core is None or state is None:
             return
+        # What was not used has nothing to undo, and what has no transaction cannot.
+        if error is None and state.terms.kind is Kind.TRANSACTION and not core.kit_is_untouched():
+            self._scope.set_rollback_only()
+        self._leave(error)
+
+    def discard(self, why: str) -> None:
+        """Roll back what nobody has said is lost, and warn; once ended, nothing happens."""
+        core = self._scope.core
+        if core is None:
+            return
         lost = core.kit_has_uncommitted_work()
         self.roll_back()
-        if lost and state.origin is not None:
-            code, line = state.origin
-            warnings.warn_explicit(
-                f"the session of the request {self._scope.name or ''!r} has uncommitted work that"
-                f" is discarded: {why}",
-                UncommittedWorkWarning,
-                code.co_filename,
-                line,
-            )
+        if lost:
+            self._warn(why)
 
-    def _tell_why_it_is_closed(self) -> None:
-        state = self._scope.state
-        assert state is not None
-        if state.reason is None:
-            state.reason = _OVER
+    def _leave(self, error: BaseException | None) -> None:
+        state = cast(SessionState, self._scope.state)
+        try:
+            self._scope.__exit__(None if error is None else type(error), error, None)
+        finally:
+            if state.reason is None:
+                state.reason = _OVER
+
+    def _warn(self, why: str) -> None:
+        code, line = cast(SessionState, self._scope.state).origin or caller_origin(0)
+        warnings.warn_explicit(
+            f"the session of the request {self._scope.name or ''!r} had uncommitted work, which was"
+            f" discarded: {why}",
+            UncommittedWorkWarning,
+            code.co_filename,
+            line,
+        )

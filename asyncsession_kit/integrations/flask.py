@@ -28,8 +28,8 @@ from ..databases import DatabaseEntry
 from ..errors import ConfigurationError, SessionClosedError, SessionError
 from . import missing
 from ._answers import Answer, answer_for
-from ._commit_on import SUCCESS, CommitOn, CommitRule
-from ._request_scope import Given, RequestScope, database_given
+from ._commit_on import CommitOn
+from ._request_scope import Given, RequestScope, RequestTerms, database_given
 
 try:
     from flask import Flask, Request, Response, current_app, has_request_context, request
@@ -99,9 +99,10 @@ class RequestScopedSessionManager:
 
     ``db`` is what ``setup_database_connection`` has returned, a Database, its name, an Engine of
     the application, what has one as ``.engine`` (Flask-SQLAlchemy's ``SQLAlchemy``), or None for
-    the default database.  An answer whose status is in ``commit_on`` commits (``"2xx,3xx"``, or a
-    function of the status), every other one rolls back, and so does an exception that nothing
-    handles.  The other keywords are those of ``session_scope``, for the scope of each request.
+    the default database.  ``commit_on`` says which answers commit: ``"2xx"``, ``"2xx-3xx"`` (a form
+    is usually answered by a redirect), ``"manual"`` (views do it themselves), or a function of the
+    status; every other answer rolls back, and so does an exception that nothing handles.  The other
+    keywords are those of ``session_scope``, for the scope of each request.
 
     :raises ConfigurationError: a value is invalid.
     """
@@ -111,14 +112,12 @@ class RequestScopedSessionManager:
         db: Given | Engine | object = None,
         *,
         app: Flask | None = None,
-        commit_on: CommitOn = SUCCESS,
+        commit_on: CommitOn = "2xx-3xx",
         **settings: Unpack[ScopeSettings],
     ) -> None:
         _check_given(db)
-        scope_request(settings, caller_origin(1))
         self._given = db
-        self._rule = CommitRule(commit_on)
-        self._settings = settings
+        self._terms = RequestTerms(commit_on, settings, caller_origin(1))
         self._places: WeakKeyDictionary[Request, _Place] = WeakKeyDictionary()
         # Those of engines, by engine.
         self._databases: dict[Engine, Database] = {}
@@ -252,8 +251,7 @@ class RequestScopedSessionManager:
 
     def _open(self, place: _Place) -> RequestScope:
         if place.scope is None or not place.scope.is_open:
-            settings: ScopeSettings = {"name": request.endpoint, **self._settings}
-            place.scope = RequestScope(self._database(), settings, _view_origin())
+            place.scope = self._terms.open(self._database(), request.endpoint, _view_origin())
         return place.scope
 
     def _database(self) -> Database:
@@ -305,7 +303,7 @@ class RequestScopedSessionManager:
             response = dispatch(*context)
             is_ending = True
             if place.scope is not None:
-                place.scope.end(response.status_code, self._rule)
+                place.scope.end(response.status_code)
         except BaseException as error:
             place.roll_back(error)
             # What a view raised has been offered to the application's error handlers by Flask.
@@ -364,12 +362,12 @@ def _request_now() -> Request:
     return found
 
 
-def _view_origin() -> Origin:
+def _view_origin() -> Origin | None:
     """Return where the view of the request is defined, which is where its session is opened."""
     view = current_app.view_functions.get(request.endpoint or "")
     view = getattr(view, "view_class", view)
     code = getattr(inspect.unwrap(view) if callable(view) else None, "__code__", None)
-    return caller_origin(0) if code is None else (code, code.co_firstlineno)
+    return None if code is None else (code, code.co_firstlineno)
 
 
 def _handled(app: Any, context: tuple[Any, ...], error: Exception, answer: Answer) -> Any:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from .._callsite import caller_origin
 from .._concurrency import logger
-from .._request import scope_request
 from ..config import ScopeSettings
 from ._answers import answer_for
-from ._commit_on import SUCCESS, CommitOn, CommitRule
-from ._request_scope import Given, RequestScope, database_given
+from ._commit_on import CommitOn
+from ._request_scope import Given, RequestScope, RequestTerms, database_given
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -28,13 +27,15 @@ Write = Callable[[bytes], object]
 class SessionMiddleware:
     """Gives each request of a WSGI application a session, ``environ["asyncsession_kit.session"]``.
 
-    Status and headers are held until the session was ended: a status in ``commit_on``
-    (``"2xx,3xx"``, or a function of the code) commits, any other one rolls back, and so does an
-    exception.  A failure is answered with 409, or with 503 and ``Retry-After``, where its cause
-    says so; any other is raised, for which the server answers 500.  The first byte of the body
-    comes after that: what reads while the body is sent opens a scope of its own.  ``database`` is a
-    Database, what ``setup_database_connection`` has returned, its name, or None for the default
-    one; the other keywords are those of ``session_scope``, for the scope of each request.
+    Status and headers are held until the session was ended: a status commits where ``commit_on``
+    says so (``"2xx"``, ``"2xx-3xx"``, ``"manual"``, or a function of it), any other one rolls back,
+    and so does an exception.  A failure is answered with 409, or with 503 and ``Retry-After``,
+    where its cause says so; any other is raised, for which the server answers 500.  The first byte
+    of the body comes after that: what reads while the body is sent opens a scope of its own.
+
+    ``database`` is a Database, what ``setup_database_connection`` has returned, its name, or None
+    for the default one; the other keywords are those of ``session_scope``, for the scope of each
+    request.
 
     :raises ConfigurationError: a value is invalid.
     """
@@ -44,24 +45,20 @@ class SessionMiddleware:
         app: WSGIApplication,
         *,
         database: Given = None,
-        commit_on: CommitOn = SUCCESS,
+        commit_on: CommitOn = "2xx-3xx",
         **settings: Unpack[ScopeSettings],
     ) -> None:
-        self._origin = caller_origin(1)
-        scope_request(settings, self._origin)
         if database is not None and not isinstance(database, str):
             database_given(database)
         self.app = app
         self._database = database
-        self._rule = CommitRule(commit_on)
-        self._settings = settings
+        self._terms = RequestTerms(commit_on, settings, caller_origin(1))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request once its work is committed, or rolled back."""
-        exchange = _Exchange(start_response, self._rule)
+        exchange = _Exchange(start_response)
         try:
-            database = database_given(self._database)
-            scope = exchange.scope = RequestScope(database, self._settings, self._origin)
+            scope = exchange.scope = self._terms.open(database_given(self._database))
             environ[SESSION] = scope.session
             return exchange.answer_of(self.app, environ)
         except BaseException as error:
@@ -78,12 +75,11 @@ class SessionMiddleware:
 class _Exchange:
     """Is one request and its answer, of which nothing leaves before the work was committed."""
 
-    __slots__ = ("_failure", "_held", "_rule", "_start_response", "_write", "scope")
+    __slots__ = ("_failure", "_held", "_start_response", "_write", "scope")
 
-    def __init__(self, start_response: StartResponse, rule: CommitRule) -> None:
+    def __init__(self, start_response: StartResponse) -> None:
         self.scope: RequestScope | None = None
         self._start_response = start_response
-        self._rule = rule
         self._held: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Write | None = None
         self._failure: BaseException | None = None
@@ -154,7 +150,7 @@ class _Exchange:
         status, headers = self._held
         assert self.scope is not None
         try:
-            self.scope.end(int(status[:3]), self._rule)
+            self.scope.end(int(status[:3]))
         except BaseException as error:
             self._failure = error
             raise
