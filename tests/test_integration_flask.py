@@ -19,12 +19,14 @@ from flask import (
     Response,
     abort,
     copy_current_request_context,
+    current_app,
     flash,
     redirect,
     request,
     stream_with_context,
 )
 from flask.views import MethodView
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -1029,25 +1031,42 @@ def test_the_ways_to_name_a_database(tmp_path: Path) -> None:
     entry = setup_database_connection(url)
     entry.database.create_all(Base.metadata)
     engine = create_engine(url)
-
-    class Extension:
-        """Knows its engine within an application, as Flask-SQLAlchemy does."""
-
-        @property
-        def engine(self) -> Any:
-            assert request
-            return engine
-
     try:
-        for given in (entry, "default", None, entry.database, engine, Extension()):
+        for given in (entry, "default", None, entry.database, engine):
             shop = Shop(given, url)  # type: ignore[arg-type]
             shop.view(lambda shop=shop: shop.add(str(len(shop.stored))))
             assert shop.post().status_code == 200
             assert shop.post().status_code == 200
-        assert len(shop.stored) == 12
+        assert len(shop.stored) == 10
     finally:
         dispose_database()
         engine.dispose()
+
+
+def test_the_engine_of_flask_sqlalchemy(tmp_path: Path) -> None:
+    """Its extension is handed over before it has an engine; each application has another one."""
+    extension = SQLAlchemy()
+    manager = RequestScopedSessionManager(extension)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        app = Flask(name)
+        app.config["SQLALCHEMY_DATABASE_URI"] = url = sqlite_url(tmp_path / name)
+        extension.init_app(app)
+        manager.init_app(app)
+
+        @app.post("/")
+        def view() -> str:
+            manager.get_request_session().add(Account(name=current_app.name))
+            return "done"
+
+        with app.app_context():
+            Base.metadata.create_all(extension.engine)
+        assert app.test_client().post("/").status_code == 200
+        assert stored_names(url) == [name]
+        assert app.test_client().post("/").status_code == 409
+        with app.app_context():
+            assert extension.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            extension.engine.dispose()
 
 
 @pytest.mark.parametrize(
