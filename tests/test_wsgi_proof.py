@@ -22,7 +22,7 @@ def test_a_success_is_stored(postgres: PostgresCluster, framework: str, worker: 
 
 def test_the_proof_sees_what_lies(postgres: PostgresCluster) -> None:
     """An application that commits after it has answered is found out."""
-    report = prove(postgres, "textbook", "gthread", requests=24, seed=3)
+    report = prove(postgres, "late", "gthread", requests=24, seed=3)
     assert any("201, and stored is False" in lie for lie in report.lies)
 
 

@@ -1,8 +1,8 @@
-"""The application of the proof as it is often written: committed when Flask tears a request down."""
+"""An application that lies: it commits when its response was sent."""
 
 from __future__ import annotations
 
-from flask import Flask, g, request
+from flask import Flask, Response, g, request
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,10 +19,14 @@ def post_order() -> tuple[str, int]:
     return "answered", place_order(g.db, int(request.args["number"]), request.args["mode"])
 
 
-@app.teardown_request
-def end(error: BaseException | None) -> None:
-    """Commit unless there was an error."""
+@app.after_request
+def commit_later(response: Response) -> Response:
+    """Commit once the server closes the body."""
     session: Session = g.db
-    with session:
-        if error is None:
+
+    def end() -> None:
+        with session:
             session.commit()
+
+    response.call_on_close(end)
+    return response
