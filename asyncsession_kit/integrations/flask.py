@@ -203,10 +203,10 @@ class RequestScopedSessionManager:
         return SessionScope(self._database(), wanted)
 
     def ensure_session_attachment(self, obj: T) -> T:
-        """Return the object in the session of the request, with the changes that it has.
+        """Bring a detached object into the session of the request, with the changes that it has.
 
-        One that is detached, or new, is added.  Where the session has another object of that
-        identity, or the object is in another session, its state is copied and the copy returned.
+        Returned is the object itself; or another one of the same identity that the session has
+        loaded already, with those changes.
 
         :raises RuntimeError, SessionClosedError: as for ``get_request_session``.
         """
@@ -390,10 +390,8 @@ def _handled(app: Any, context: tuple[Any, ...], error: Exception, answer: Answe
 
 
 def _attached(obj: T, session: Session) -> T:
-    found = inspect_object(obj)
-    if obj in session:
-        return obj
-    if found.session is not None or (found.key is not None and found.key in session.identity_map):
+    key = inspect_object(obj).key
+    if obj not in session and key in session.identity_map:
         return session.merge(obj)
     session.add(obj)
     return obj
