@@ -55,7 +55,9 @@ class RequestTerms:
     __slots__ = ("_request", "commit_on", "keeps")
 
     def __init__(self, commit_on: CommitOn, settings: ScopeSettings, origin: Origin) -> None:
-        own: ScopeSettings = {"propagation": "new", "auto_commit": commit_on != MANUAL, **settings}
+        own: ScopeSettings = {"propagation": "new", **settings}
+        if commit_on == MANUAL:
+            own.setdefault("auto_commit", False)
         self._request = scope_request(own, origin)
         self.commit_on = commit_on
         self.keeps = commit_rule(commit_on)
