@@ -810,6 +810,17 @@ def test_a_request_context_alone(shop: Shop) -> None:
     assert shop.stored == ["kept"]
 
 
+def test_a_context_that_is_answered_by_hand(shop: Shop) -> None:
+    """What a test did before it lets Flask answer is a part of that request, each time."""
+    shop.view(lambda: shop.add("view"))
+    with shop.app.test_request_context(method="POST"):
+        shop.add("before")
+        shop.app.full_dispatch_request()
+        assert shop.stored == ["before", "view"]
+        with pytest.raises(SessionClosedError):
+            shop.add("after")
+
+
 def test_contexts_within_each_other(shop: Shop) -> None:
     """Each request has its own session, in one application's context or within another request."""
     with shop.app.app_context():

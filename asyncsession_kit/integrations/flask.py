@@ -296,8 +296,9 @@ class RequestScopedSessionManager:
 
     def _dispatch(self, app: Any, dispatch: Callable[..., Any], context: tuple[Any, ...]) -> Any:
         """Answer a request, and commit or roll back before the answer is handed on."""
-        place = self._places[_request_now()] = _Place()
-        place.is_running, is_ending = True, False
+        # A test may have asked for the session before it lets Flask answer.
+        place = self._places.setdefault(_request_now(), _Place())
+        place.is_running, place.is_answered, is_ending = True, False, False
         try:
             self._open(place)
             response = dispatch(*context)
