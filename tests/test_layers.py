@@ -133,6 +133,7 @@ ORDER = [
     "integrations.asgi",
     "integrations._starlette",
     "integrations.starlette",
+    "integrations.fastapi",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.
