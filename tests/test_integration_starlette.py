@@ -13,6 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import await_only
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -26,6 +27,7 @@ from asyncsession_kit import (
     ConcurrentSessionUseError,
     ForeignKeyError,
     SessionClosedError,
+    UniqueError,
     async_session_scope,
     async_with_session,
     current_async_session,
@@ -173,14 +175,17 @@ async def test_a_failed_background_task_undoes_nothing(url: str) -> None:
 @EACH_STACK
 @pytest.mark.parametrize("spec", ["2.3", "2.4"])
 async def test_a_streamed_body_opens_its_own_scope(url: str, stack: Any, spec: str) -> None:
-    """Servers of either kind: the error names the endpoint, and another scope does it."""
+    """Servers of either kind: the error says so, and another scope sees what was committed.
+
+    Where a BaseHTTPMiddleware is below, the body may begin before the COMMIT, and see less.
+    """
 
     async def body(session: AsyncSession) -> AsyncIterator[bytes]:
         yield b"begun "
         with pytest.raises((SessionClosedError, ConcurrentSessionUseError), match="of its own"):
             await session.execute(text("SELECT 1"))
-        async with async_session_scope() as own:
-            yield (await own.scalar(text("SELECT name FROM accounts"))).encode()
+        async with async_session_scope(read_only=True) as own:
+            yield b"%d" % await own.scalar(text("SELECT count(*) FROM accounts"))
 
     async def endpoint(request: Request) -> Response:
         await store("a")
@@ -190,7 +195,8 @@ async def test_a_streamed_body_opens_its_own_scope(url: str, stack: Any, spec: s
     made.scope["asgi"]["spec_version"] = spec
     await made.run()
     assert made.statuses == [200]
-    assert b"".join(message.get("body", b"") for message in made.sent) == b"begun a"
+    allowed = [b"begun 1"] if stack[-1] is OURS else [b"begun 1", b"begun 0"]
+    assert b"".join(message.get("body", b"") for message in made.sent) in allowed
 
 
 @EACH_STACK
@@ -233,8 +239,9 @@ async def test_a_cancelled_request_rolls_back(url: str, stack: Any) -> None:
 async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack: Any) -> None:
     """A body that streams from a scope of its own is stopped, and the scope with it."""
 
+    # A BaseHTTPMiddleware below lets it begin before the COMMIT, for which SQLite's writers queue.
     async def body() -> AsyncIterator[bytes]:
-        async with async_session_scope() as session:
+        async with async_session_scope(read_only=True) as session:
             while True:
                 await session.execute(text("SELECT 1"))
                 yield b"more"
@@ -246,7 +253,7 @@ async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack:
     made = Call(app_of(endpoint, stack), "/orders/1")
     made.scope["asgi"]["spec_version"] = "2.3"
     running = asyncio.create_task(made.run())
-    while len(made.sent) < 3:
+    while len(made.sent) < 3 and not running.done():
         await asyncio.sleep(0)
     made.left.set()
     await running
@@ -258,7 +265,7 @@ async def test_two_tasks_of_a_request_do_not_share_its_session(url: str, stack: 
     """The guard holds: the second task that uses it is refused, and one that asks gets its own."""
 
     async def use(session: AsyncSession) -> None:
-        await session.execute(text("SELECT 1"))
+        session.add(Account(name="used"))
 
     async def endpoint(request: Request) -> Response:
         session = request.state.session
@@ -270,7 +277,7 @@ async def test_two_tasks_of_a_request_do_not_share_its_session(url: str, stack: 
         return Response()
 
     assert (await call(app_of(endpoint, stack))).status_code == 200
-    assert sorted(stored_names(url)) == ["a", "child"]
+    assert sorted(stored_names(url)) == ["a", "child", "used"]
 
 
 async def test_requests_at_once_have_a_session_each(url: str) -> None:
@@ -336,11 +343,10 @@ async def test_a_call_in_progress_is_not_taken_over(url: str) -> None:
         session = request.state.session
 
         def wait_inside(core: Any) -> None:
-            from sqlalchemy.util import await_only
-
             held.set()
             await_only(go_on.wait())
 
+        await session.execute(text("SELECT 1"))
         await session.run_sync(wait_inside)
         return Response()
 
@@ -411,8 +417,6 @@ async def test_a_handler_in_the_application_comes_first(url: str) -> None:
 
     assert (await call(app_of(endpoint))).status_code == 409
     # What the handler calls a success cannot be committed, and so is none.
-    from asyncsession_kit import UniqueError
-
     app = app_of(endpoint, exception_handlers={UniqueError: handler})
     assert (await call(app)).status_code == 409
     assert stored_names(url) == []
