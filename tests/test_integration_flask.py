@@ -347,6 +347,18 @@ def test_a_request_within_a_scope_has_its_own_transaction(pg_shop: Shop) -> None
         assert pg_shop.stored == ["a"]
 
 
+def test_a_request_may_join_what_is_open_around_it(tmp_path: Path) -> None:
+    """With ``propagation="join"`` a test can undo all that its requests have done."""
+    with opened(sqlite_url(tmp_path)) as db:
+        shop = Shop(db, sqlite_url(tmp_path), propagation="join")
+        shop.view(lambda: shop.add(request.args["name"]))
+        with db.session_scope() as session:
+            assert shop.post("/?name=a").status_code == 200
+            assert session.scalars(select(Account.name)).all() == ["a"]
+            session.rollback()
+        assert shop.stored == []
+
+
 def test_settings_are_those_of_each_request(tmp_path: Path) -> None:
     """The keywords of a scope are given to the one of each request, and checked at once."""
     with opened(sqlite_url(tmp_path)) as db:

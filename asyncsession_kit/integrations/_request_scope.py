@@ -135,7 +135,7 @@ class RequestScope:
         try:
             self._scope.__exit__(None if error is None else type(error), error, None)
         finally:
-            if state.reason is None:
+            if state.closed and state.reason is None:
                 state.reason = _OVER
 
     def _warn(self, why: str) -> None:

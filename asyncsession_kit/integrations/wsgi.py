@@ -75,7 +75,7 @@ class SessionMiddleware:
 class _Exchange:
     """Is one request and its answer, of which nothing leaves before the work was committed."""
 
-    __slots__ = ("_failure", "_held", "_start_response", "_write", "scope")
+    __slots__ = ("_failure", "_held", "_start_response", "_write", "is_started", "scope")
 
     def __init__(self, start_response: StartResponse) -> None:
         self.scope: RequestScope | None = None
@@ -83,11 +83,8 @@ class _Exchange:
         self._held: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Write | None = None
         self._failure: BaseException | None = None
-
-    @property
-    def is_started(self) -> bool:
-        """Tell whether the status was handed to the server."""
-        return self._write is not None
+        # Whether the status was handed to the server.
+        self.is_started = False
 
     def answer_of(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Return the body, once its status and headers were handed to the server.
@@ -154,7 +151,7 @@ class _Exchange:
         except BaseException as error:
             self._failure = error
             raise
-        self._write = self._start_response(status, headers)
+        self._write, self.is_started = self._start_response(status, headers), True
 
 
 class _Begun:
