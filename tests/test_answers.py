@@ -45,7 +45,7 @@ def test_a_doomed_transaction_is_answered_by_what_doomed_it() -> None:
 
 @pytest.mark.parametrize(("retryable", "status"), [(True, 503), (False, 500)])
 def test_a_write_to_a_standby_is_answered_as_out_of_reach(retryable: bool, status: int) -> None:
-    """A server that accepts no writes is one that a failover replaces; a reader's write is a bug."""
+    """A server that accepts no writes is to be replaced; the write of a reader is a bug."""
     error = errors.ReadOnlyTransactionError("read-only")
     error.retryable = retryable
     assert answer_for(error).status == status
