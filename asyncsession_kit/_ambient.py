@@ -92,12 +92,22 @@ def _owned_by_task(state: SessionState) -> bool:
     task, owner = running_task(), state.owner
     if task is owner or owner is None or owner.done():
         return True
+    if state.passes_to(task):
+        # Who asks for it is the one that goes on with the request.
+        state.owner = task
+        return True
     carried = carried_for()
     return carried is not None and getattr(carried, "kit_state", None) is state
 
 
 def _owned_by_thread(state: SessionState) -> bool:
-    return state.thread == thread_id() and state.owner is running_task()
+    task = running_task()
+    if state.thread == thread_id() and state.owner is task:
+        return True
+    if not state.passes_to(task):
+        return False
+    state.owner, state.thread = task, thread_id()
+    return True
 
 
 async_ambient = Ambient("asyncsession_kit_async_scope", _owned_by_task)

@@ -43,6 +43,14 @@ def test_a_doomed_transaction_is_answered_by_what_doomed_it() -> None:
     assert answer_for(errors.UnexpectedRollbackError("no cause")).status == 500
 
 
+@pytest.mark.parametrize(("retryable", "status"), [(True, 503), (False, 500)])
+def test_a_write_to_a_standby_is_answered_as_out_of_reach(retryable: bool, status: int) -> None:
+    """A server that accepts no writes is to be replaced; the write of a reader is a bug."""
+    error = errors.ReadOnlyTransactionError("read-only")
+    error.retryable = retryable
+    assert answer_for(error).status == status
+
+
 def test_an_answer_does_not_tell_what_the_error_says() -> None:
     """The text of an error may hold values; a client gets the phrase of the status."""
     assert answer_for(errors.DatabaseShutdownError("secret")).detail == "Service Unavailable"

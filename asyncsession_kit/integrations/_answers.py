@@ -12,6 +12,7 @@ from ..errors import (
     DatabaseShutdownError,
     DeadlockError,
     LockTimeoutError,
+    ReadOnlyTransactionError,
     RetryExhaustedError,
     SerializationError,
     TransactionDoomedError,
@@ -51,9 +52,16 @@ def answer_for(error: BaseException) -> Answer:
     reason = _reason(error)
     if isinstance(reason, _CONFLICTS):
         return _answer(HTTPStatus.CONFLICT)
-    if isinstance(reason, _UNAVAILABLE) and not isinstance(reason, AuthenticationError):
+    if _is_unavailable(reason):
         return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_AFTER)})
     return _answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _is_unavailable(reason: BaseException) -> bool:
+    if isinstance(reason, ReadOnlyTransactionError):
+        # After a failover the server itself accepts no writes; another one does, or will.
+        return reason.retryable
+    return isinstance(reason, _UNAVAILABLE) and not isinstance(reason, AuthenticationError)
 
 
 def _reason(error: BaseException) -> BaseException:
