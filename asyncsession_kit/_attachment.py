@@ -18,6 +18,7 @@ from sqlalchemy.orm.collections import collection_adapter
 
 from ._callsite import describe
 from ._changes import Change, changes_of, conflicts, held_by, stale_names
+from ._detached import access_in
 from ._session import KitSession
 from ._terms import Kind
 from .errors import AttachmentError, ConfigurationError, StaleObjectError
@@ -40,9 +41,16 @@ def attach(value: T, core: Session) -> T:
     return _attach(value, list(map(_state_of, _objects_in(value))), core)
 
 
-def attach_found(value: T, core: Session) -> T:
-    """Bring the detached objects among the arguments of a call into the session."""
-    return _attach(value, _detached_in(value), core)
+def recover(value: T, error: BaseException, core: Session) -> T:
+    """Bring the detached objects among the arguments of a call into the session.
+
+    What it failed to read of one of them is loaded: a task could not do that when it reads again.
+    """
+    attached, access = _attach(value, _detached_in(value), core), access_in(error)
+    there = None if access is None else core.identity_map.get(access.state.key)  # type: ignore[arg-type]
+    if access is not None and there is not None:
+        getattr(there, access.name)
+    return attached
 
 
 def has_detached(value: object) -> bool:

@@ -63,7 +63,7 @@ def explain_detached(error: BaseException) -> str | None:
     cause = error.orig if isinstance(error, sa_exc.StatementError) else error
     if not isinstance(cause, DetachedInstanceError | sa_exc.MissingGreenlet):
         return None
-    access = _access_in(error)
+    access = access_in(error)
     if access is None:
         return None
     text = _too_late(access) if isinstance(cause, DetachedInstanceError) else _unawaited(access)
@@ -72,7 +72,7 @@ def explain_detached(error: BaseException) -> str | None:
     return text
 
 
-def _access_in(error: BaseException) -> Access | None:
+def access_in(error: BaseException) -> Access | None:
     """Return the reading of an attribute that an error has left, the innermost one."""
     found = None
     for frame in _frames(error):

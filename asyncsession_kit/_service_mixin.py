@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -86,13 +86,15 @@ def _begun(session: AsyncSession | Session, core: KitSession | None) -> Services
     """Return the place for the services of a session, which has none yet."""
     if core is None:
         # Services and session refer to each other, and are collected together.
-        services = Services()
-    else:
-        state = core.kit_state
-        services = Services(state.config.cleanup_timeout, state.figures)
+        found: Services = vars(session).setdefault("_services", Services())
+        return found
+    state = core.kit_state
+    services = Services(state.config.cleanup_timeout, state.figures)
+    # Of several threads one puts it there.
+    kept: Services = vars(session).setdefault("_services", services)
+    if kept is services:
         hooks_of(state).services.append((session, services))
-    cast(Any, session)._services = services
-    return services
+    return kept
 
 
 def _kit_core(session: AsyncSession | Session) -> KitSession | None:

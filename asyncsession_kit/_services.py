@@ -87,8 +87,8 @@ def _cycle(building: list[type[Any]], cls: type[Any]) -> str:
 async def async_end_services(services: Services) -> None:
     """End each service with its ``aclose()`` or ``close()``, the latest first; errors are logged.
 
-    All together may take ``limit`` seconds, each in a task of its own; what has not ended by then
-    is cancelled.
+    All together may take ``limit`` seconds, each in a task of its own, and after one that took them
+    all a tenth of it each; what has not ended by then is cancelled.
 
     :raises asyncio.CancelledError: the caller was cancelled; all have been ended by then.
     """
@@ -98,7 +98,7 @@ async def async_end_services(services: Services) -> None:
         try:
             result = end()
             if isinstance(result, Awaitable) and not await async_leave(
-                partial(_awaited, result), max(0.0, until - time.monotonic())
+                partial(_awaited, result), max(services.limit / 10, until - time.monotonic())
             ):
                 services.note(end, None)
         except Cancelled as error:

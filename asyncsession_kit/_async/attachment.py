@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from .._attachment import attach, attach_found, has_detached
+from .._attachment import attach, has_detached, recover
 from .._concurrency import async_run_core
 from .._detached import explain_detached
 from .._injection import async_colour, refuse_unrecoverable
@@ -53,9 +53,9 @@ def async_recover_detached(function: AsyncWork[P, R]) -> AsyncWork[P, R]:
     """Call the function again, once, with its detached arguments brought into the session.
 
     That happens where a ``DetachedInstanceError`` leaves it: it read of an object what was not
-    loaded before its session had closed.  The session is the one among the arguments, or else the
-    open scope's; without any, and where no argument is detached, the error goes on, with a note
-    that explains it.  What the function had done until then it does twice.
+    loaded before its session had closed, and is loaded now.  The session is the one among the
+    arguments, or else the open scope's; without any, and where no argument is detached, the error
+    goes on, with a note that explains it.  What the function had done until then it does twice.
 
     :raises ConfigurationError: when decorating: the function is of the other world, or a generator.
     :raises StaleObjectError, AttachmentError: an argument cannot be brought into the session.
@@ -71,7 +71,7 @@ def async_recover_detached(function: AsyncWork[P, R]) -> AsyncWork[P, R]:
             session = _session_for([*arguments, *keywords.values()])
             if session is None or not has_detached((arguments, keywords)):
                 raise
-            given: Any = await _within(session, partial(attach_found, (arguments, keywords)))
+            given: Any = await _within(session, partial(recover, (arguments, keywords), error))
         return await function(*given[0], **given[1])
 
     return call
