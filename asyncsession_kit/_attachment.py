@@ -247,15 +247,16 @@ def _rows_of(
     rows: dict[State, Mapping[str, Any]] = {}
     for (mapper, lock), states in groups.items():
         for start in range(0, len(states), MOST_ROWS):
-            rows.update(_fetched(mapper, states[start : start + MOST_ROWS], lock, core))
+            part = states[start : start + MOST_ROWS]
+            names = sorted({name for each in part for name in (*held_by(each), *changes[each])})
+            rows.update(_fetched(mapper, part, names, lock, core))
     return rows
 
 
 def _fetched(
-    mapper: Mapper[Any], states: list[State], lock: bool, core: Session
+    mapper: Mapper[Any], states: list[State], names: list[str], lock: bool, core: Session
 ) -> Iterator[tuple[State, Mapping[str, Any]]]:
     entity: Any = mapper.class_
-    names = sorted(set().union(*map(held_by, states)))
     primary = [
         getattr(entity, mapper.get_property_by_column(column).key) for column in mapper.primary_key
     ]
