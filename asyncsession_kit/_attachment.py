@@ -12,7 +12,14 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import inspect as inspect_object
 from sqlalchemy import select, tuple_
-from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session
+from sqlalchemy.orm import (
+    AppenderQuery,
+    InstanceState,
+    Mapper,
+    RelationshipProperty,
+    Session,
+    WriteOnlyCollection,
+)
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 
@@ -132,6 +139,7 @@ def _bring(wanted: list[State], core: Session) -> dict[int, object]:
     """Attach the objects; return what stands for those that the session has already."""
     graph = _graph_of(wanted, core)
     for state in graph:
+        _refuse_deleted(state)
         _refuse_elsewhere(state, core)
     for state in wanted:
         _refuse_unstored(state)
@@ -203,6 +211,8 @@ def _merge(
     for name, change in changes.items():
         setattr(there, name, change.value)
     for relation in state.mapper.relationships:
+        if relation.viewonly:
+            continue
         history = state.attrs[relation.key].history
         added, deleted = (
             [replaced.get(id(item), item) for item in items or ()]
@@ -216,13 +226,19 @@ def _merge(
 
 
 def _edit(collection: Any, added: list[object], deleted: list[object]) -> None:
+    if isinstance(collection, WriteOnlyCollection | AppenderQuery):
+        # Nothing of it is loaded, so that it only takes what is to be done.
+        for item in deleted:
+            collection.remove(item)
+        collection.add_all(added)
+        return
     adapter = collection_adapter(collection)
-    present = list(adapter)
+    present = set(map(id, adapter))
     for item in deleted:
-        if item in present:
+        if id(item) in present:
             adapter.remove_with_event(item)
     for item in added:
-        if item not in present:
+        if id(item) not in present:
             adapter.append_with_event(item)
 
 
@@ -298,6 +314,19 @@ def _refuse_elsewhere(state: State, core: Session) -> None:
         )
 
 
+def _refuse_deleted(state: State) -> None:
+    # SQLAlchemy leaves it in the session that has deleted it, even where that was closed.
+    if state.was_deleted:
+        raise _gone(state)
+
+
+def _gone(state: State) -> StaleObjectError:
+    return StaleObjectError(
+        f"{_name(state)} is not in the database any more: it was deleted after it had been loaded."
+        " Make a new object where it is to be stored again"
+    )
+
+
 def _refuse_unstored(state: State) -> None:
     if state.key is None:
         raise AttachmentError(
@@ -307,11 +336,8 @@ def _refuse_unstored(state: State) -> None:
 
 
 def _refuse_stale(state: State, changes: Mapping[str, Change], row: Any) -> None:
-    if row is None or state.was_deleted:
-        raise StaleObjectError(
-            f"{_name(state)} is not in the database any more: it was deleted after it had been"
-            " loaded. Make a new object where it is to be stored again"
-        )
+    if row is None:
+        raise _gone(state)
     if found := conflicts(state, changes, row):
         raise StaleObjectError(
             f"{_name(state)} was changed in the database after it had been loaded, and on the"

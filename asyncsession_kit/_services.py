@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ._concurrency import Cancelled, RLock, async_is_cancelled, async_leave, logger
 from ._stats.collector import Figures
@@ -14,6 +14,20 @@ from ._stats.faults import SERVICE
 from .errors import CircularServiceError, ConfigurationError, SessionError
 
 ServiceT = TypeVar("ServiceT")
+
+
+class End(NamedTuple):
+    """Is the end of one service: a method of it that is looked up when it is called."""
+
+    service: object
+    method: str
+
+    def __call__(self) -> Any:
+        """Call it."""
+        return getattr(self.service, self.method)()
+
+    def __str__(self) -> str:
+        return f"{type(self.service).__qualname__}.{self.method}()"
 
 
 class Services(dict[type[Any], Any]):
@@ -54,24 +68,24 @@ class Services(dict[type[Any], Any]):
                 self._building.remove(cls)
             return service
 
-    def take_ends(self, names: tuple[str, ...]) -> list[Callable[[], Any]]:
+    def take_ends(self, names: tuple[str, ...]) -> list[End]:
         """Forget the services; return what ends each that has such a method, the latest first."""
         ends = []
         for service in reversed(self.values()):
-            found = (getattr(service, name, None) for name in names)
-            if (end := next(filter(callable, found), None)) is not None:
-                ends.append(end)
+            found = (name for name in names if callable(getattr(type(service), name, None)))
+            if (name := next(found, None)) is not None:
+                ends.append(End(service, name))
         self.clear()
         return ends
 
-    def note(self, end: Callable[[], Any], error: BaseException | None) -> None:
+    def note(self, end: End, error: BaseException | None) -> None:
         """Log an end that failed, or that took too long, and count it."""
         if self.figures is not None:
             self.figures.note(SERVICE)
         if error is None:
-            logger.error("ending a service was given up after %g s: %r", self.limit, end)
+            logger.error("ending a service was given up after %g s: %s", self.limit, end)
         else:
-            logger.error("ending a service failed: %r", end, exc_info=error)
+            logger.error("ending a service failed: %s", end, exc_info=error)
 
 
 def _cycle(building: list[type[Any]], cls: type[Any]) -> str:
@@ -132,10 +146,9 @@ async def _awaited(result: Awaitable[object]) -> None:
         raise SessionError("the end of the service was cancelled from within") from error
 
 
-def _refuse_coroutine(end: Callable[[], Any], result: object) -> None:
+def _refuse_coroutine(end: End, result: object) -> None:
     if inspect.iscoroutine(result):
         result.close()
         raise ConfigurationError(
-            f"{end!r} is a coroutine function, and its session is one of threads; make it a plain"
-            " function"
+            f"{end} is a coroutine, and its session is one of threads; make it a plain method"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from weakref import ref
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,8 +20,10 @@ from asyncsession_kit import (
     ConcurrentSessionUseError,
     Database,
     ServiceMixin,
+    SessionClosedError,
     adopt_session,
     create_service,
+    get_session_stats,
 )
 from asyncsession_kit._concurrency.exits import carried_tasks
 from tests.support.models import Account, Base
@@ -114,7 +118,7 @@ async def test_an_end_that_never_ends_is_given_up(
             session.add(Account(name="a"))
     assert (SEEN[0], SEEN[-1]) == ("aclose", "first")
     assert "ended" not in SEEN
-    assert "ending a service was given up after 0.05 s" in caplog.text
+    assert "ending a service was given up after 0.05 s: Client.aclose()" in caplog.text
     assert all(task.done() for task in carried_tasks)
     async with db.session_scope() as session:
         assert await session.get(Account, 1) is not None
@@ -187,6 +191,43 @@ async def _adopting(session: AsyncSession, close: Callable[[], Awaitable[None]])
         await close()
 
 
+async def test_an_end_that_cannot_be_looked_up_is_an_error(
+    db: AsyncDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a service does as it ends, however it does it, is not the scope's failure."""
+
+    class Odd(ServiceMixin):
+        @property
+        def close(self) -> Callable[[], None]:
+            self.session.expunge_all()
+            return lambda: None
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "aclose":
+                raise SessionClosedError("too late")
+            return super().__getattribute__(name)
+
+        async def aclose(self) -> None:
+            """Be looked up in vain."""
+
+    async with db.session_scope() as session:
+        create_service(Odd, session)
+    assert "too late" in caplog.text
+
+
+def test_a_session_forgotten_with_its_services_is_collected(tmp_path: Path) -> None:
+    """They refer to each other, and are collected together."""
+    db = Database(f"sqlite:///{tmp_path / 'test.db'}")
+    session = db.get_session()
+    gone = ref(create_service(Loose, session))
+    before = get_session_stats()["active_sessions"]
+    del session
+    gc.collect()
+    assert gone() is None
+    assert get_session_stats()["active_sessions"] == before - 1
+    db.dispose()
+
+
 async def test_another_task_gets_no_service(db: AsyncDatabase) -> None:
     """What it would do with the session is refused anyway."""
     async with db.session_scope() as session:
@@ -218,7 +259,7 @@ def test_a_thread_cannot_wait_for_a_coroutine(
     with db.session_scope() as session:
         create_service(Loose, session)
     assert SEEN == []
-    assert "is a coroutine function, and its session is one of threads" in caplog.text
+    assert "Loose.close() is a coroutine, and its session is one of threads" in caplog.text
     db.dispose()
 
 
