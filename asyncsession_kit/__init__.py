@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 from ._adopt import adopt_session
+from ._async.attachment import async_ensure_session_attachment, async_recover_detached
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
@@ -14,17 +15,20 @@ from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
 from ._classify import register_classifier
 from ._current import current_scope
+from ._detached import explain_detached
 from ._diagnosis import OpenSession, dump_open_sessions, list_open_sessions
 from ._health import HealthReport, HealthStatus, PoolHealth
 from ._hooks import before_commit, on_begin, on_commit, on_completion, on_rollback
 from ._outcome import Outcome
 from ._policy import RetryBudget, RetryDetails, RetryPolicy
 from ._retry import set_on_retry, set_retry_testing
+from ._service_mixin import ServiceMixin, create_service
 from ._statements import RepeatedStatement, StatementStatistics
 from ._stats.front import get_session_stats, reset_session_stats, take_session_stats
 from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._stragglers import Straggler
+from ._sync.attachment import ensure_session_attachment, recover_detached
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
@@ -50,8 +54,10 @@ from .databases import (
     shutdown_database,
 )
 from .errors import (
+    AttachmentError,
     AuthenticationError,
     CheckError,
+    CircularServiceError,
     CommitError,
     CommitOutcomeUnknownError,
     ConcurrentSessionUseError,
@@ -81,6 +87,7 @@ from .errors import (
     SessionClosedError,
     SessionError,
     SessionLeakWarning,
+    StaleObjectError,
     TransactionDoomedError,
     TransactionError,
     TransactionTimeoutError,
@@ -93,8 +100,10 @@ from .errors import (
 __all__ = [
     "AsyncDatabase",
     "AsyncSessionScope",
+    "AttachmentError",
     "AuthenticationError",
     "CheckError",
+    "CircularServiceError",
     "CommitError",
     "CommitOutcomeUnknownError",
     "ConcurrentSessionUseError",
@@ -135,6 +144,7 @@ __all__ = [
     "ScopeSettings",
     "SerializationError",
     "ServerUnavailableError",
+    "ServiceMixin",
     "SessionClosedError",
     "SessionConfig",
     "SessionError",
@@ -142,6 +152,7 @@ __all__ = [
     "SessionOptions",
     "SessionScope",
     "SessionStats",
+    "StaleObjectError",
     "StatementStatistics",
     "StatsSnapshot",
     "Straggler",
@@ -155,7 +166,9 @@ __all__ = [
     "adopt_session",
     "async_check_health",
     "async_dispose_database",
+    "async_ensure_session_attachment",
     "async_gather_scopes",
+    "async_recover_detached",
     "async_session_scope",
     "async_shutdown_database",
     "async_with_retry",
@@ -163,11 +176,14 @@ __all__ = [
     "before_commit",
     "check_health",
     "configure_session",
+    "create_service",
     "current_async_session",
     "current_scope",
     "current_session",
     "dispose_database",
     "dump_open_sessions",
+    "ensure_session_attachment",
+    "explain_detached",
     "gather_scopes",
     "get_async_session",
     "get_database",
@@ -179,6 +195,7 @@ __all__ = [
     "on_commit",
     "on_completion",
     "on_rollback",
+    "recover_detached",
     "register_classifier",
     "reset_session_stats",
     "session_scope",

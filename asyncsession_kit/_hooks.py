@@ -22,6 +22,8 @@ from ._ambient import ambient, async_ambient
 from ._callsite import describe, user_origin
 from ._concurrency import Cancelled, logger
 from ._outcome import Outcome
+from ._services import Services, async_end_services, end_services
+from ._state import SessionState
 from ._stats.collector import Figures
 from ._stats.faults import HOOK
 from ._terms import Kind
@@ -51,13 +53,20 @@ class EndHook:
 class Hooks:
     """Holds the callables of one session."""
 
-    __slots__ = ("at_begin", "at_commit", "at_end", "figures")
+    __slots__ = ("at_begin", "at_commit", "at_end", "figures", "services")
 
     def __init__(self, figures: Figures | None) -> None:
         self.figures = figures
         self.at_begin: list[Callable[..., Any]] = []
         self.at_commit: list[tuple[Callable[..., Any], SessionTransaction | None]] = []
         self.at_end: deque[EndHook] = deque()
+        # With the session each is kept at: a task's, and the one underneath it.
+        self.services: list[tuple[object, Services]] = []
+
+    def forget_services(self) -> None:
+        """Take the services from the session, which was closed; they end after it."""
+        for session, _ in self.services:
+            vars(session).pop("_services", None)
 
     def drop(self, undone: Callable[[SessionTransaction | None], bool]) -> None:
         """Forget what was registered in a savepoint that was rolled back."""
@@ -161,10 +170,14 @@ def _hooks_of_open_scope(name: str, fn: object) -> Hooks:
             f"{name}() at {describe(user_origin())} is outside of any scope; call it in the body of"
             " one"
         )
-    if scope.state.hooks is None:
-        scope.state.hooks = Hooks(scope.state.figures)
-    hooks: Hooks = scope.state.hooks
-    return hooks
+    return hooks_of(scope.state)
+
+
+def hooks_of(state: SessionState) -> Hooks:
+    """Return the callables of a session, which has a place for them from now on."""
+    if state.hooks is None:
+        state.hooks = Hooks(state.figures)
+    return state.hooks
 
 
 def _check(name: str, fn: object) -> None:
@@ -213,7 +226,24 @@ def run_hooks_before_commit(hooks: Hooks) -> None:
 
 
 async def async_run_at_end(hooks: Hooks, outcome: Outcome) -> None:
-    """Run what was registered for the end, in order; errors are logged."""
+    """Run what was registered for the end, in order, then end the services; errors are logged."""
+    try:
+        await _async_run_at_end(hooks, outcome)
+    finally:
+        for _, services in hooks.services:
+            await async_end_services(services)
+
+
+def run_at_end(hooks: Hooks, outcome: Outcome) -> None:
+    """Run what was registered for the end, in order, then end the services; errors are logged."""
+    try:
+        _run_at_end(hooks, outcome)
+    finally:
+        for _, services in hooks.services:
+            end_services(services)
+
+
+async def _async_run_at_end(hooks: Hooks, outcome: Outcome) -> None:
     hooks.settle(outcome)
     token = _running.set((hooks.at_end, outcome))
     cancellation: Cancelled | None = None
@@ -234,8 +264,7 @@ async def async_run_at_end(hooks: Hooks, outcome: Outcome) -> None:
         raise cancellation
 
 
-def run_at_end(hooks: Hooks, outcome: Outcome) -> None:
-    """Run what was registered for the end, in order; errors are logged."""
+def _run_at_end(hooks: Hooks, outcome: Outcome) -> None:
     hooks.settle(outcome)
     token = _running.set((hooks.at_end, outcome))
     try:

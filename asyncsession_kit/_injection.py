@@ -352,6 +352,18 @@ def name_of(function: Function) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
+def refuse_unrecoverable(function: Function, world: Colour) -> None:
+    """Refuse to call again, with other arguments, what is a generator or of the other world.
+
+    :raises ConfigurationError: it is one.
+    """
+    if not world.is_plain(function) or world.is_generator(function):
+        raise ConfigurationError(
+            f"the arguments of {name_of(function)} cannot be recovered: it has to be {world.calls}"
+            " without a yield"
+        )
+
+
 def origin_of(function: Function) -> Origin:
     """Return where the function is defined."""
     code: types.CodeType = inspect.unwrap(_code_of(function)).__code__

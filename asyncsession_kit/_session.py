@@ -24,6 +24,7 @@ from ._concurrency import (
     running_task,
 )
 from ._deadline import asking
+from ._detached import explain_detached, note_detached
 from ._doom import doom_of
 from ._forks import reset_in_child
 from ._limits import hold_limit
@@ -328,14 +329,17 @@ class KitSession(Session):
         if not state.scoped and self.in_transaction():
             state.note_handled()
         self._note_slipped()
+        held = self.identity_map
         try:
             super().close()
         finally:
             self._closed()
+            note_detached(held, state)
 
     def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close."""
         if value is not None:
+            explain_detached(value)
             self.kit_state.note_handled()
         self.close()
 
@@ -343,6 +347,8 @@ class KitSession(Session):
         state = self.kit_state
         state.closed = True
         note_closed(self)
+        if state.hooks is not None:
+            state.hooks.forget_services()
         # Given up on a dead link, it may not have come to the end of its transaction.
         state.leave_pool()
         if state.figures is not None and not state.scoped:

@@ -23,6 +23,7 @@ from ._concurrency import (
     thread_id,
 )
 from ._deadline import COMMIT, CONNECTION, SERVER_FIRST, STATEMENT, Deadline
+from ._detached import explain_detached
 from ._hooks import (
     async_run_at_end,
     async_run_before_commit,
@@ -30,6 +31,7 @@ from ._hooks import (
 )
 from ._outcome import Outcome
 from ._refusals import refuse_stream
+from ._service_mixin import service_of
 from ._session import KitSession, core_of_async_session, core_of_session
 from ._state import RollbackMark, SessionState
 from .errors import ConcurrentSessionUseError, TransactionError
@@ -73,6 +75,10 @@ class ThreadSession(KitSession):
     def kit_check(self) -> None:
         """Refuse a closed session; the caller's turn was taken by the method it called."""
         self.kit_state.refuse_closed()
+
+    def _get_service(self, cls: type[T]) -> T:
+        """Return the one service of that class of this session; the first call makes it."""
+        return service_of(cls, self)
 
     def kit_is_untouched(self) -> bool:
         """Tell whether leaving needs no word to the database: not while a call is in progress."""
@@ -131,10 +137,12 @@ def _closing(close: Callable[[ThreadSession], None]) -> Callable[[ThreadSession]
 
     @wraps(close)
     def close_and_tell(self: ThreadSession) -> None:
-        close(self)
-        state = self.kit_state
-        if state.hooks is not None and not state.scoped:
-            run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
+        try:
+            close(self)
+        finally:
+            state = self.kit_state
+            if state.hooks is not None and not state.scoped and state.closed:
+                run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
 
     return close_and_tell
 
@@ -338,22 +346,32 @@ class TaskSession(AsyncSession):
         core = core_of_async_session(self)
         if core.kit_state.closed:
             return
-        if core.in_transaction():
-            core.kit_check()
-            core.kit_state.note_handled()
-            limit = core.kit_state.config.cleanup_timeout
-            await async_carry(self, KitSession.close, patience=limit, grace=limit)
-        else:
-            core.close()
-        state = core.kit_state
-        if state.hooks is not None and not state.scoped:
-            await async_run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
+        state, left = core.kit_state, True
+        try:
+            if core.in_transaction():
+                core.kit_check()
+                state.note_handled()
+                limit = state.config.cleanup_timeout
+                await async_carry(self, KitSession.close, patience=limit, grace=limit)
+            else:
+                core.close()
+        except BaseException:
+            left = state.closed
+            raise
+        finally:
+            if state.hooks is not None and not state.scoped and left:
+                await async_run_at_end(state.hooks, state.outcome or Outcome.ROLLED_BACK)
 
     async def __aexit__(self, type_: Any, value: Any, traceback: Any) -> None:
         """Close."""
         if value is not None:
+            explain_detached(value)
             core_of_async_session(self).kit_state.note_handled()
         await self.close()
+
+    def _get_service(self, cls: type[T]) -> T:
+        """Return the one service of that class of this session; the first call makes it."""
+        return service_of(cls, self)
 
 
 # Every call that waits for the database and is not the end of a transaction.  ``stream_scalars``

@@ -10,6 +10,9 @@
     ├── ConcurrentSessionUseError       also sqlalchemy.exc.InvalidRequestError
     ├── WrongEventLoopError             also sqlalchemy.exc.InvalidRequestError
     ├── PropagationError                also sqlalchemy.exc.InvalidRequestError
+    ├── AttachmentError                 also sqlalchemy.exc.InvalidRequestError
+    ├── StaleObjectError                also sqlalchemy.orm.exc.StaleDataError
+    ├── CircularServiceError
     ├── TransactionError
     │   ├── TransactionDoomedError      also sqlalchemy.exc.PendingRollbackError
     │   ├── UnexpectedRollbackError
@@ -58,6 +61,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.orm import exc as orm_exc
 
 from ._outcome import Outcome
 
@@ -202,6 +206,25 @@ class WrongEventLoopError(_InvalidUseError):
 
 class PropagationError(_InvalidUseError):
     """Reports a scope or transaction call that the open scope does not allow."""
+
+
+class AttachmentError(_InvalidUseError):
+    """Reports an object that cannot be brought into a session; nothing was changed."""
+
+
+class StaleObjectError(SessionError, orm_exc.StaleDataError):
+    """Reports a detached object whose row was changed meanwhile, or deleted; nothing was changed.
+
+    ``attributes`` are those that were changed on both sides, empty where the row is gone.
+    """
+
+    def __init__(self, message: str, *, attributes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.attributes = tuple(attributes)
+
+
+class CircularServiceError(SessionError):
+    """Reports services whose constructors ask for each other, in the message as A -> B -> A."""
 
 
 class TransactionError(SessionError):

@@ -12,6 +12,7 @@ ANSWERS = {
     errors.ForeignKeyError: 409,
     errors.SerializationError: 409,
     errors.DeadlockError: 409,
+    errors.StaleObjectError: 409,
     errors.PoolExhaustedError: 503,
     errors.ConnectionLostError: 503,
     errors.ServerUnavailableError: 503,

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.orm import exc as orm_exc
 
 from asyncsession_kit import errors
 
@@ -54,6 +55,8 @@ def test_facts_survive_pickling(cls: type[errors._DatabaseError]) -> None:
         (errors.SessionClosedError, sa_exc.InvalidRequestError),
         (errors.ConcurrentSessionUseError, sa_exc.InvalidRequestError),
         (errors.PropagationError, sa_exc.InvalidRequestError),
+        (errors.AttachmentError, sa_exc.InvalidRequestError),
+        (errors.StaleObjectError, orm_exc.StaleDataError),
         (errors.TransactionDoomedError, sa_exc.PendingRollbackError),
         (errors.LockTimeoutError, sa_exc.OperationalError),
         (errors.ConnectionError, sa_exc.OperationalError),

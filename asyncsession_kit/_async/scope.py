@@ -17,6 +17,7 @@ from .._concurrency import (
     thread_id,
 )
 from .._deadline import Deadline
+from .._detached import explain_detached
 from .._hooks import async_run_at_end
 from .._outcome import Outcome
 from .._propagation import (
@@ -336,6 +337,8 @@ class AsyncSessionScope:
         :raises TransactionDoomedError: a statement had failed and its error was swallowed.
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
+        if exc is not None:
+            explain_detached(exc)
         if self._decision not in _OWN:
             await self._leave_joined(exc)
             return

@@ -14,6 +14,7 @@ from .common import Task as Task
 from .common import logger as logger
 from .exits import apart as apart
 from .exits import async_carry as async_carry
+from .exits import async_leave as async_leave
 from .exits import async_run_core as async_run_core
 from .exits import async_to_its_end as async_to_its_end
 from .exits import async_wait_for_exits as async_wait_for_exits

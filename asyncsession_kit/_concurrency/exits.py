@@ -73,6 +73,23 @@ async def async_carry(
     :raises asyncio.CancelledError: the caller was cancelled; the step has ended by then.
     """
     task = asyncio.ensure_future(_carried_step(session, step))
+    return await _carried_to_its_end(task, patience, grace, overtime)
+
+
+async def async_leave(call: Callable[[], Coroutine[Any, Any, object]], seconds: float) -> bool:
+    """Make a call on the way out in a task of its own, ``seconds`` at the longest.
+
+    Returns whether it came to its end by itself.
+
+    :raises asyncio.CancelledError: the caller was cancelled; the call has ended by then.
+    """
+    task = asyncio.ensure_future(call())
+    return await _carried_to_its_end(task, seconds, seconds, 0.0)
+
+
+async def _carried_to_its_end(
+    task: Task, patience: float | None, grace: float, overtime: float
+) -> bool:
     carried_tasks.add(task)
     task.add_done_callback(carried_tasks.discard)
     try:

@@ -15,6 +15,8 @@ from ..errors import LockTimeoutError, PoolDeadlockError, SessionError
 _DRIVER, _SQLALCHEMY, _APPLICATION = "driver", "sqlalchemy", "application"
 # An error in what was registered for the end of a scope, or for a retry.
 HOOK = "hook"
+# An error in the end of a service.
+SERVICE = "service"
 
 
 class Fault(NamedTuple):

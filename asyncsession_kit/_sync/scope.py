@@ -18,6 +18,7 @@ from .._concurrency import (
     was_stopped,
 )
 from .._deadline import Deadline
+from .._detached import explain_detached
 from .._hooks import run_at_end
 from .._outcome import Outcome
 from .._propagation import (
@@ -337,6 +338,8 @@ class SessionScope:
         :raises TransactionDoomedError: a statement had failed and its error was swallowed.
         :raises UnexpectedRollbackError: a joined scope had failed and its error was swallowed.
         """
+        if exc is not None:
+            explain_detached(exc)
         if self._decision not in _OWN:
             self._leave_joined(exc)
             return

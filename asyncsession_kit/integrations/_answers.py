@@ -15,6 +15,7 @@ from ..errors import (
     ReadOnlyTransactionError,
     RetryExhaustedError,
     SerializationError,
+    StaleObjectError,
     TransactionDoomedError,
     TransactionTimeoutError,
     UnexpectedRollbackError,
@@ -24,7 +25,7 @@ from ..errors import (
 RETRY_AFTER = 1
 
 # What another transaction was in the way of: the same request may succeed on newer data.
-_CONFLICTS = (ConstraintError, SerializationError, DeadlockError)
+_CONFLICTS = (ConstraintError, SerializationError, DeadlockError, StaleObjectError)
 _UNAVAILABLE = (ConnectionError, DatabaseShutdownError, LockTimeoutError, TransactionTimeoutError)
 # These only say that the transaction cannot be committed; the reason is their cause.
 _WRAPPERS = (TransactionDoomedError, UnexpectedRollbackError, RetryExhaustedError)

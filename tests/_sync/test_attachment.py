@@ -1,0 +1,701 @@
+# Generated from _async/test_attachment.py by asyncsession_kit._tools.unasync; do not edit.
+"""Detached objects: brought into a session, with what was changed and nothing else."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any, ClassVar
+
+import pytest
+from sqlalchemy import ForeignKey, inspect, select, text, update
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    WriteOnlyMapped,
+    attribute_keyed_dict,
+    mapped_column,
+    relationship,
+    selectinload,
+)
+from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
+
+from asyncsession_kit import (
+    AttachmentError,
+    ConfigurationError,
+    Database,
+    PropagationError,
+    ReadOnlyTransactionError,
+    StaleObjectError,
+    ensure_session_attachment,
+    recover_detached,
+    with_session,
+)
+from asyncsession_kit._types import Session
+from asyncsession_kit.monitoring import SessionPerformanceMonitor
+from tests.support.models import Account, Entry
+from tests.support.services import plain_session
+
+
+class Base(DeclarativeBase):
+    """Is the registry of the tables of these tests alone."""
+
+
+class Page(Base):
+    """Counts its versions."""
+
+    __tablename__ = "pages"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    version: Mapped[int] = mapped_column()
+    __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+
+
+class Place(Base):
+    """Has a key of two columns."""
+
+    __tablename__ = "places"
+    row: Mapped[int] = mapped_column(primary_key=True)
+    seat: Mapped[int] = mapped_column(primary_key=True)
+    taken: Mapped[bool] = mapped_column(default=False)
+
+
+class Person(Base):
+    """Is the root of a hierarchy, and knows others."""
+
+    __tablename__ = "people"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str | None]
+    friend_id: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    friend: Mapped[Person | None] = relationship(remote_side=[id], back_populates="fans")
+    fans: Mapped[dict[str, Person]] = relationship(
+        collection_class=attribute_keyed_dict("name"), back_populates="friend"
+    )
+    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+
+class Shelf(Base):
+    """Has more than anybody would load."""
+
+    __tablename__ = "shelves"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    books: WriteOnlyMapped[Book] = relationship()
+    thick: Mapped[list[Book]] = relationship(
+        viewonly=True, primaryjoin="and_(Shelf.id == Book.shelf_id, Book.pages > 100)"
+    )
+
+
+class Book(Base):
+    """Is on a shelf, or on none."""
+
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pages: Mapped[int]
+    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelves.id"))
+
+
+class Worker(Person):
+    """Is stored in two tables."""
+
+    __tablename__ = "workers"
+    id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
+    job: Mapped[str]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "worker"}
+
+
+def stored(db: Database, *names: str) -> list[Account]:
+    """Store accounts, and return them detached, with an entry each."""
+    with db.session_scope() as session:
+        accounts = [Account(name=name, entries=[Entry(amount=1)]) for name in names]
+        session.add_all(accounts)
+    return accounts
+
+
+def found(db: Database, name: str) -> Account:
+    """Return an account detached, with its entries."""
+    with db.session_scope(read_only=True) as session:
+        wanted = select(Account).where(Account.name == name).options(selectinload(Account.entries))
+        return session.scalars(wanted).one()
+
+
+def balance_of(db: Database, account: Account) -> tuple[str, int]:
+    with db.session_scope(read_only=True) as session:
+        row = session.get(Account, account.id)
+        assert row is not None
+        return row.name, row.balance
+
+
+def set_in_database(db: Database, account: Account, **values: Any) -> None:
+    with db.session_scope() as session:
+        session.execute(update(Account).where(Account.id == account.id).values(values))
+
+
+@pytest.fixture
+def own_db(sqlite_db: Database) -> Database:
+    """A SQLite file with the tables of these tests."""
+    sqlite_db.create_all(Base.metadata)
+    return sqlite_db
+
+
+# --- one object -----------------------------------------------------------------------------------
+
+
+def test_what_was_changed_is_stored(db: Database) -> None:
+    """A change made while detached is written by the scope it was brought into."""
+    (account,) = stored(db, "a")
+    account.balance = 7
+    with db.session_scope() as session:
+        assert ensure_session_attachment(account) is account
+        assert account in session
+        assert account in session.dirty
+    assert balance_of(db, account) == ("a", 7)
+
+
+def test_what_is_in_the_session_stays(db: Database) -> None:
+    """Nothing is sent for it."""
+    with db.session_scope(statement_statistics=True) as session:
+        account = Account(name="a")
+        session.add(account)
+        assert ensure_session_attachment(account, session) is account
+        session.flush()
+        both = [account, account]
+        assert ensure_session_attachment(both) is both
+
+
+def test_what_is_newer_is_not_overwritten(db: Database) -> None:
+    """What was not changed is read again; only what was changed is written."""
+    (account,) = stored(db, "a")
+    set_in_database(db, account, name="b")
+    account.balance = 7
+    with db.session_scope():
+        ensure_session_attachment(account)
+        assert (account.name, account.balance) == ("b", 7)
+    assert balance_of(db, account) == ("b", 7)
+
+
+def test_what_was_changed_on_both_sides_is_refused(db: Database) -> None:
+    """The error says which attributes, and the object stays as it was."""
+    (account,) = stored(db, "a")
+    set_in_database(db, account, balance=5)
+    account.balance = 7
+    with db.session_scope() as session:
+        with pytest.raises(
+            StaleObjectError, match=r"Account \(1,\) was changed .* as well: balance\. Load"
+        ) as caught:
+            ensure_session_attachment(account)
+        assert caught.value.attributes == ("balance",)
+        assert isinstance(caught.value, StaleDataError)
+        assert account not in session
+    assert balance_of(db, account) == ("a", 5)
+
+
+def test_the_same_change_on_both_sides_is_none(db: Database) -> None:
+    """There is nothing to decide."""
+    (account,) = stored(db, "a")
+    set_in_database(db, account, balance=7)
+    account.balance = 7
+    with db.session_scope():
+        ensure_session_attachment(account)
+    assert balance_of(db, account) == ("a", 7)
+
+
+def test_a_change_of_what_was_never_loaded_is_written(db: Database) -> None:
+    """What had been there before is not known, so that nothing can contradict it."""
+    stored(db, "a")
+    with db.session_scope(read_only=True) as session:
+        account = session.get_one(Account, 1)
+        session.expire(account, ["balance"])
+    account.balance = 9
+    set_in_database(db, account, balance=5)
+    with db.session_scope():
+        ensure_session_attachment(account)
+    assert balance_of(db, account) == ("a", 9)
+
+
+def test_a_value_taken_away_is_a_change(own_db: Database) -> None:
+    """What was deleted of a copy is nothing on the session's object, and NULL in its row."""
+    with own_db.session_scope() as session:
+        person = Person(name="ada")
+        session.add(person)
+    del person.name
+    with own_db.session_scope() as session:
+        there = session.get_one(Person, person.id)
+        assert ensure_session_attachment(person) is there
+        assert there.name is None
+    with own_db.session_scope() as session:
+        assert session.get_one(Person, person.id).name is None
+
+
+def test_what_had_expired_is_loaded(db: Database) -> None:
+    """After a rollback an object can be read no more; in a session it can, without waiting."""
+    with db.session_scope() as session:
+        account = Account(name="a")
+        session.add(account)
+        session.commit()
+        session.flush()
+        session.execute(text("SELECT 1"))
+        session.rollback()
+    with pytest.raises(DetachedInstanceError):
+        _ = account.name
+    with db.session_scope():
+        ensure_session_attachment(account)
+        assert (account.name, account.balance) == ("a", 0)
+
+
+def test_a_deleted_row_is_refused(db: Database) -> None:
+    """It is not stored again by bringing an object of it somewhere."""
+    (account,) = stored(db, "a")
+    with db.session_scope() as session:
+        session.execute(text("DELETE FROM entries"))
+        session.execute(text("DELETE FROM accounts"))
+    with db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Account \(1,\) is not in the database any"):
+            ensure_session_attachment(account)
+
+
+def test_an_object_that_was_deleted_is_refused(own_db: Database) -> None:
+    """The one that its session has deleted as well."""
+    with own_db.session_scope() as session:
+        place = Place(row=1, seat=2)
+        session.add(place)
+        session.flush()
+        session.delete(place)
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match="not in the database any more"):
+            ensure_session_attachment(place)
+
+
+def test_what_was_never_stored_is_refused(db: Database) -> None:
+    """Whoever wants a row of it says so."""
+    account = Account(name="a")
+    with db.session_scope() as session:
+        with pytest.raises(AttachmentError, match=r"Account was never stored.*session\.add\(\)"):
+            ensure_session_attachment(account)
+        assert account not in session
+
+
+def test_what_is_in_another_session_is_refused(db: Database) -> None:
+    """The error names both sessions; of one made elsewhere it shows what there is."""
+    (account,) = stored(db, "a")
+    with db.session_scope(read_only=True) as one:
+        there = one.get_one(Account, account.id)
+        with db.session_scope(propagation="new", read_only=True) as other:
+            with pytest.raises(
+                AttachmentError,
+                match=r"is in the session opened at \S*test_attachment.*, which is open;"
+                r".*into the session opened at \S*test_attachment",
+            ):
+                ensure_session_attachment(there, other)
+    with plain_session(db.engine) as plain, db.session_scope(read_only=True):
+        there = plain.get_one(Account, account.id)
+        with pytest.raises(AttachmentError, match=r"is in the session <sqlalchemy"):
+            ensure_session_attachment(there)
+
+
+def test_without_a_session_there_is_nowhere_to_go(db: Database) -> None:
+    """The error says what to do."""
+    (account,) = stored(db, "a")
+    with pytest.raises(PropagationError, match="in the body of a scope, or give it a session"):
+        ensure_session_attachment(account)
+
+
+@pytest.mark.parametrize("value", [None, 7, "text", object(), [None], Account])
+def test_what_is_not_mapped_is_refused(sqlite_db: Database, value: object) -> None:
+    """The error shows it."""
+    with sqlite_db.session_scope():
+        with pytest.raises(ConfigurationError, match="is no object of a mapped class"):
+            ensure_session_attachment(value)
+
+
+def test_a_session_made_elsewhere_takes_objects(db: Database) -> None:
+    """Its end is its owner's."""
+    (account,) = stored(db, "a")
+    account.balance = 7
+    with plain_session(db.engine) as session:
+        assert ensure_session_attachment(account, session) is account
+        session.commit()
+    assert balance_of(db, account) == ("a", 7)
+
+
+def test_a_reader_takes_objects(db: Database) -> None:
+    """What was changed is refused when it would be written, as ever."""
+    (account,) = stored(db, "a")
+    with db.session_scope(read_only=True):
+        assert ensure_session_attachment(account) is account
+    account.balance = 7
+    with pytest.raises(ReadOnlyTransactionError):
+        with db.session_scope(read_only=True) as session:
+            ensure_session_attachment(account)
+            session.flush()
+
+
+def test_within_a_deadline(db: Database) -> None:
+    """It is a step of the scope's work like any other."""
+    (account,) = stored(db, "a")
+    with db.session_scope(timeout=30):
+        assert ensure_session_attachment(account) is account
+
+
+# --- versions, keys, hierarchies ------------------------------------------------------------------
+
+
+def test_a_version_that_moved_on_is_a_conflict(own_db: Database) -> None:
+    """Whatever was changed: that is what the counter is for.  Without a change there is none."""
+    with own_db.session_scope() as session:
+        page = Page(title="a")
+        session.add(page)
+    with own_db.session_scope() as session:
+        session.get_one(Page, page.id).title = "b"
+    with own_db.session_scope():
+        ensure_session_attachment(page)
+        assert (page.title, page.version) == ("b", 2)
+    with own_db.session_scope() as session:
+        session.execute(text("UPDATE pages SET version = 3"))
+    page.title = "c"
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match="as well: version"):
+            ensure_session_attachment(page)
+
+
+def test_a_key_of_two_columns(own_db: Database) -> None:
+    """It is looked for by both."""
+    with own_db.session_scope() as session:
+        places = [Place(row=1, seat=1), Place(row=1, seat=2)]
+        session.add_all(places)
+    places[1].taken = True
+    with own_db.session_scope():
+        assert ensure_session_attachment(places) is places
+    with own_db.session_scope() as session:
+        taken = select(Place.seat).where(Place.taken)
+        assert list(session.scalars(taken)) == [2]
+
+
+def test_a_class_in_two_tables(own_db: Database) -> None:
+    """What either table holds is looked up and written."""
+    with own_db.session_scope() as session:
+        worker = Worker(name="ada", job="mathematician")
+        session.add(worker)
+    with own_db.session_scope() as session:
+        session.execute(text("UPDATE people SET name = 'grace'"))
+    worker.job = "admiral"
+    with own_db.session_scope():
+        ensure_session_attachment(worker)
+        assert worker.name == "grace"
+    with own_db.session_scope() as session:
+        assert session.get_one(Worker, worker.id).job == "admiral"
+
+
+# --- several objects ------------------------------------------------------------------------------
+
+
+def test_collections_come_back_as_they_are(db: Database) -> None:
+    """One statement looks up all of a class, or two where some were changed."""
+    accounts = stored(db, "a", "b", "c")
+    Pair = namedtuple("Pair", "one other")
+    shapes: list[Any] = [
+        accounts,
+        tuple(accounts),
+        set(accounts),
+        frozenset(accounts),
+        {"one": accounts[0], "others": accounts[1:]},
+        Pair(*accounts[:2]),
+    ]
+    for shape in shapes:
+        with db.session_scope(read_only=True, statement_statistics=True) as session:
+            assert ensure_session_attachment(shape) is shape
+            assert accounts[0] in session
+    with db.session_scope(read_only=True) as session:
+        assert ensure_session_attachment([]) == []
+
+
+def test_many_objects_take_one_statement_a_class(db: Database) -> None:
+    """Their number does not matter."""
+    accounts = stored(db, *(f"{number}" for number in range(20)))
+    scope = db.session_scope(read_only=True, statement_statistics=True)
+    with scope:
+        ensure_session_attachment(accounts)
+        assert scope.statistics is not None
+        assert scope.statistics.statements == 2  # accounts, and the entries that are loaded
+
+
+def test_in_place_of_a_copy_stands_what_is_there(db: Database) -> None:
+    """The session's own object takes the changes, and a collection is made anew with it."""
+    a, b, c = stored(db, "a", "b", "c")
+    a.balance = 7
+    Pair = namedtuple("Pair", "one other")
+    with db.session_scope() as session:
+        there = session.get_one(Account, a.id)
+        assert ensure_session_attachment(a) is there
+        assert a not in session
+        assert there.balance == 7
+        assert ensure_session_attachment([a, b]) == [there, b]
+        assert ensure_session_attachment((a, b)) == (there, b)
+        assert ensure_session_attachment({a, b}) == {there, b}
+        assert ensure_session_attachment(Pair(a, c)) == Pair(there, c)
+        nested = {"first": a, "others": [b, (c, a)]}
+        again = ensure_session_attachment(nested)
+        assert again == {"first": there, "others": [b, (c, there)]}
+    assert balance_of(db, a) == ("a", 7)
+
+
+def test_of_two_copies_the_first_takes_the_changes(db: Database) -> None:
+    """There is one object of a row to a session."""
+    (one,) = stored(db, "a")
+    other = found(db, "a")
+    one.balance, other.name = 7, "b"
+    with db.session_scope():
+        assert ensure_session_attachment([one, other]) == [one, one]
+    assert balance_of(db, one) == ("b", 7)
+
+
+def test_two_objects_that_were_both_changed_are_refused(db: Database) -> None:
+    """Nobody could say which is meant."""
+    (account,) = stored(db, "a")
+    account.balance = 7
+    with db.session_scope(auto_commit=False) as session:
+        there = session.get_one(Account, account.id)
+        there.balance = 8
+        with pytest.raises(StaleObjectError, match="both were changed: balance") as caught:
+            ensure_session_attachment(account)
+        assert caught.value.attributes == ("balance",)
+        there.balance = 7
+        assert ensure_session_attachment(account) is there
+        session.rollback()
+
+
+# --- what hangs on an object ----------------------------------------------------------------------
+
+
+def test_loaded_relationships_come_with_it(db: Database) -> None:
+    """They are attached as well, with what was changed on them, and can still be read."""
+    stored(db, "a")
+    account = found(db, "a")
+    account.entries[0].amount = 5
+    account.entries.append(Entry(amount=6))
+    with db.session_scope() as session:
+        ensure_session_attachment(account)
+        assert all(entry in session for entry in account.entries)
+    again = found(db, "a")
+    assert sorted(entry.amount for entry in again.entries) == [5, 6]
+
+
+def test_what_hangs_on_it_is_checked_as_well(db: Database) -> None:
+    """A change of an entry is a change."""
+    stored(db, "a")
+    account = found(db, "a")
+    with db.session_scope() as session:
+        session.execute(update(Entry).values(amount=9))
+    account.entries[0].amount = 5
+    with db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Entry \(1,\) was changed"):
+            ensure_session_attachment(account)
+
+
+def test_an_object_refers_to_what_the_session_has(db: Database) -> None:
+    """Not to a copy of it, which stays outside."""
+    stored(db, "a")
+    account = found(db, "a")
+    entry = account.entries[0]
+    with db.session_scope() as session:
+        there = session.get_one(Entry, entry.id)
+        ensure_session_attachment(account)
+        assert account.entries == [there]
+        assert there.account is account
+        assert not inspect(account).modified
+    with db.session_scope() as session:
+        other = session.get_one(Account, account.id)
+        assert ensure_session_attachment(there) is there
+        assert there.account is other
+
+
+def test_a_new_reference_goes_to_what_the_session_has(db: Database) -> None:
+    """A change of a relationship is a change like any other."""
+    stored(db, "a", "b")
+    a, b = found(db, "a"), found(db, "b")
+    entry = a.entries[0]
+    entry.account = b
+    with db.session_scope() as session:
+        there = session.get_one(Account, b.id, options=[selectinload(Account.entries)])
+        ensure_session_attachment(entry)
+        assert entry.account is there
+    assert sorted(each.id for each in found(db, "b").entries) == [1, 2]
+
+
+def test_what_was_done_to_a_copy_is_done_to_what_is_there(db: Database) -> None:
+    """Its relationships included: what was added, what was taken away, what was set."""
+    stored(db, "a", "b")
+    a, b = found(db, "a"), found(db, "b")
+    entry = a.entries[0]
+    a.entries.remove(entry)
+    b.entries.append(entry)
+    b.entries.append(Entry(amount=6))
+    with db.session_scope() as session:
+        there = session.get_one(Account, b.id)
+        first = session.get_one(Account, a.id)
+        moved = session.get_one(Entry, entry.id)
+        assert ensure_session_attachment([a, b, entry]) == [first, there, moved]
+        assert moved.account is there
+        assert moved in there.entries
+    assert found(db, "a").entries == []
+    assert sorted(each.amount for each in found(db, "b").entries) == [1, 1, 6]
+
+
+def test_what_is_only_written_is_done_to_what_is_there(own_db: Database) -> None:
+    """A collection that is never loaded takes what was added to it and taken away."""
+    with own_db.session_scope() as session:
+        old, new = Book(pages=1), Book(pages=2)
+        shelf = Shelf(books=[old])
+        session.add_all([shelf, new])
+    shelf.books.add(new)
+    shelf.books.remove(old)
+    with own_db.session_scope() as session:
+        there = session.get_one(Shelf, shelf.id)
+        assert ensure_session_attachment([shelf, old, new]) == [there, old, new]
+    with own_db.session_scope() as session:
+        assert [book.id for book in session.scalars(there.books.select())] == [new.id]
+
+
+def test_a_changed_collection_with_a_copy_is_refused(own_db: Database) -> None:
+    """What was added to it, and what was there, cannot be told apart any more."""
+    with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        session.add_all([ada, grace])
+    with own_db.session_scope() as session:
+        wanted = select(Person).where(Person.name == "ada").options(selectinload(Person.fans))
+        ada = session.scalars(wanted).one()
+    ada.fans["grace"] = grace
+    with own_db.session_scope() as session:
+        there = session.get_one(Person, grace.id)
+        with pytest.raises(AttachmentError, match=r"Person \(1,\)\.fans was changed, and holds"):
+            ensure_session_attachment(ada)
+        assert (ada in session, there.friend_id) == (False, None)
+    with own_db.session_scope() as session:
+        there = session.get_one(Person, ada.id)
+        assert ensure_session_attachment(ada) is there
+        assert grace.friend is there
+    with own_db.session_scope() as session:
+        assert session.get_one(Person, grace.id).friend_id == ada.id
+
+
+# --- counting -------------------------------------------------------------------------------------
+
+
+def test_recoveries_are_counted(sqlite_db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A monitor is told of each detached object, how long it took, and whether it worked."""
+    accounts = stored(sqlite_db, "a", "b")
+    monitor = SessionPerformanceMonitor()
+    with sqlite_db.session_scope():
+        ensure_session_attachment(accounts)
+        ensure_session_attachment(accounts)
+    assert monitor.metrics.detached_instance_recoveries == 2
+    assert len(monitor.metrics.recovery_times) == 2
+    assert all(seconds > 0 for seconds in monitor.metrics.recovery_times)
+    assert monitor.metrics.session_reattachments >= 2
+    with sqlite_db.session_scope():
+        with pytest.raises(AttachmentError):
+            ensure_session_attachment(Account(name="c"))
+    assert monitor.metrics.detached_instance_recoveries == 3
+    assert "a detached Account could not be recovered" in caplog.text
+    monitor.close()
+
+
+# --- recovering a call ----------------------------------------------------------------------------
+
+
+def lazily(db: Database, name: str) -> Account:
+    """Return an account detached, without its entries."""
+    with db.session_scope(read_only=True) as session:
+        return session.scalars(select(Account).where(Account.name == name)).one()
+
+
+CALLS: list[str] = []
+
+
+@recover_detached
+def entries_of(account: Account, session: Session | None = None) -> int:
+    """Read what may not be loaded."""
+    CALLS.append(account.name)
+    return len(account.entries)
+
+
+def test_a_call_is_made_again_with_what_was_detached(db: Database) -> None:
+    """What it had not found is loaded, in the open scope or the session among its arguments."""
+    stored(db, "a")
+    CALLS.clear()
+    account = lazily(db, "a")
+    with db.session_scope() as session:
+        assert entries_of(account) == 1
+        assert account in session
+        assert entries_of(account) == 1
+    assert CALLS == ["a", "a", "a"]
+    account = lazily(db, "a")
+    with plain_session(db.engine) as plain:
+        assert entries_of(account, session=plain) == 1
+        assert account in plain
+
+
+def test_a_call_is_made_again_with_what_the_session_has(db: Database) -> None:
+    """A copy is not brought in beside it."""
+    stored(db, "a")
+    account = lazily(db, "a")
+    with db.session_scope() as session:
+        there = session.get_one(Account, account.id)
+        assert entries_of(account) == 1
+        assert (account in session, there in session) == (False, True)
+
+
+def test_a_decorated_function_is_recovered_in_its_own_session(db: Database) -> None:
+    """Below the decorator that opens the scope."""
+    stored(db, "a")
+
+    def count(session: Session, accounts: list[Account]) -> int:
+        return sum(len(account.entries) for account in accounts)
+
+    decorated = with_session(database=None)(recover_detached(count))
+    account = lazily(db, "a")
+    with db.session_scope() as session:
+        assert decorated(session, [account]) == 1
+
+
+def test_what_cannot_be_recovered_goes_on(db: Database) -> None:
+    """Without a session, or a detached argument, the error is the caller's, and explained."""
+    stored(db, "a")
+    account = lazily(db, "a")
+    with pytest.raises(DetachedInstanceError) as caught:
+        entries_of(account)
+    assert "Account.entries was not loaded" in caught.value.__notes__[0]
+
+    @recover_detached
+    def hidden() -> int:
+        return len(account.entries)
+
+    with db.session_scope():
+        with pytest.raises(DetachedInstanceError):
+            hidden()
+
+
+def test_a_call_is_repeated_once(db: Database) -> None:
+    """What fails again goes on."""
+    stored(db, "a")
+    account, other = lazily(db, "a"), lazily(db, "a")
+    calls: list[Account] = []
+
+    @recover_detached
+    def fail(account: Account) -> int:
+        calls.append(account)
+        return len(other.entries)
+
+    with db.session_scope():
+        with pytest.raises(DetachedInstanceError):
+            fail(account)
+    assert calls == [account, account]
+
+
+def test_other_functions_are_not_recovered(sqlite_db: Database) -> None:
+    """A generator has given away what it read."""
+
+    def generate() -> Any:
+        yield 1
+
+    with pytest.raises(ConfigurationError, match="generate cannot be recovered: it has to be"):
+        recover_detached(generate)
