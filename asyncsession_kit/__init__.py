@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 from ._adopt import adopt_session
+from ._async.bulk import async_bulk_insert
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
@@ -12,6 +13,7 @@ from ._async.gather import async_gather_scopes
 from ._async.health import async_check_health
 from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
+from ._bulk_rows import BulkProgress, BulkResult
 from ._classify import register_classifier
 from ._current import current_scope
 from ._diagnosis import OpenSession, dump_open_sessions, list_open_sessions
@@ -25,6 +27,7 @@ from ._stats.front import get_session_stats, reset_session_stats, take_session_s
 from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._stragglers import Straggler
+from ._sync.bulk import bulk_insert
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
@@ -51,6 +54,7 @@ from .databases import (
 )
 from .errors import (
     AuthenticationError,
+    BulkRowError,
     CheckError,
     CommitError,
     CommitOutcomeUnknownError,
@@ -94,6 +98,9 @@ __all__ = [
     "AsyncDatabase",
     "AsyncSessionScope",
     "AuthenticationError",
+    "BulkProgress",
+    "BulkResult",
+    "BulkRowError",
     "CheckError",
     "CommitError",
     "CommitOutcomeUnknownError",
@@ -153,6 +160,7 @@ __all__ = [
     "UniqueError",
     "WrongEventLoopError",
     "adopt_session",
+    "async_bulk_insert",
     "async_check_health",
     "async_dispose_database",
     "async_gather_scopes",
@@ -161,6 +169,7 @@ __all__ = [
     "async_with_retry",
     "async_with_session",
     "before_commit",
+    "bulk_insert",
     "check_health",
     "configure_session",
     "current_async_session",
