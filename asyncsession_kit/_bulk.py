@@ -25,7 +25,6 @@ from ._bulk_copy import (
     carry_out_copies,
     has_expression,
     processor_of,
-    quoted,
 )
 from ._bulk_rows import BulkProgress, BulkResult, Reader, Row, Target
 from ._callsite import describe
@@ -285,6 +284,7 @@ class CopyWay:
         types = [column.type for column in reader.columns]
         self._processes = [processor_of(type_, dialect) for type_ in types]
         self._texts: Sequence[TextColumn] = ()
+        self._is_first = True
         if dialect.driver != "asyncpg":
             self._texts = [TextColumn(type_, dialect) for type_ in types]
 
@@ -294,11 +294,8 @@ class CopyWay:
         The question also begins the transaction, which SQLAlchemy does with the first statement and
         asyncpg's COPY by itself would not.
         """
-        copy = self._copy(())
-        names = ", ".join(map(quoted, copy.columns))
-        # As SQLAlchemy writes it, so that a percent sign stays one.
-        into = copy.sql.removeprefix("COPY ").partition(" (")[0]
-        result = self._connection.exec_driver_sql(f"SELECT {names} FROM {into} LIMIT 0")
+        # As it is: SQLAlchemy doubles no percent sign for this driver.
+        result = self._connection.exec_driver_sql(f"{self._copy(()).question} LIMIT 0")
         with result:
             numbers: list[Any] = [column[1] for column in result.cursor.description]
         return can_send_binary(numbers, self._columns)
@@ -317,6 +314,7 @@ class CopyWay:
     def send(self, core: KitSession, chunk: Chunk, rows: list[tuple[Any, ...]]) -> None:
         """Send the rows."""
         copy = self._copy(rows)
+        copy.is_first, self._is_first = self._is_first, False
         try:
             core.execute(copy.statement())
         except Exception as error:

@@ -42,9 +42,12 @@ Process = Callable[[Any], Any]
 
 
 class Copy:
-    """Is one COPY: where to, and the rows; ``sent`` of them have been given to the driver."""
+    """Is one COPY: where to, and the rows; ``sent`` of them have been given to the driver.
 
-    __slots__ = ("columns", "rows", "schema", "sent", "sql", "table")
+    ``question`` asks for a row of the same columns, ``is_first`` says that nobody did so yet.
+    """
+
+    __slots__ = ("columns", "is_first", "question", "rows", "schema", "sent", "sql", "table")
 
     def __init__(
         self, table: Table, columns: Sequence[Column[Any]], schema: str | None, rows: Sequence[Any]
@@ -53,8 +56,11 @@ class Copy:
         self.columns = [raw_name(column.name) for column in columns]
         self.rows = rows
         self.sent = 0
+        self.is_first = False
         into = ".".join(map(quoted, filter(None, (schema, self.table))))
-        self.sql = f"COPY {into} ({', '.join(map(quoted, self.columns))}) FROM STDIN"
+        names = ", ".join(map(quoted, self.columns))
+        self.sql = f"COPY {into} ({names}) FROM STDIN"
+        self.question = f"SELECT {names} FROM {into}"
 
     def statement(self) -> Any:
         """Return what a session executes."""
@@ -118,15 +124,21 @@ def _carry_out(cursor: Any, statement: str, context: Any) -> bool:
 def _by_asyncpg(connection: Any, copy: Copy) -> None:
     adapted = connection.dbapi_connection
     try:
-        adapted.run_async(
-            lambda driver: driver.copy_records_to_table(
-                copy.table, schema_name=copy.schema, columns=copy.columns, records=copy
-            )
-        )
+        adapted.run_async(lambda driver: _send_asyncpg(driver, copy))
     except Exception as error:
         # Not public: from the driver's error to that of its adapter, as for any statement.  The
         # tests of errors fail where it is no longer there.
         adapted._handle_exception(error)
+
+
+async def _send_asyncpg(driver: Any, copy: Copy) -> None:
+    if copy.is_first:
+        # asyncpg remembers the types of the columns under exactly this text.  After an ALTER TABLE
+        # it would send the bytes of the type of before; asked again, the server objects.
+        await driver.fetch(f"{copy.question} LIMIT 1")
+    await driver.copy_records_to_table(
+        copy.table, schema_name=copy.schema, columns=copy.columns, records=copy
+    )
 
 
 def _by_psycopg(connection: Any, copy: Copy) -> None:
@@ -178,7 +190,8 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = MappingProxyType(
         str: lambda value: value.translate(_ESCAPES),
         bool: lambda value: "t" if value else "f",
         int: str,
-        float: repr,
+        # A literal has no negative zero.
+        float: lambda value: repr(value or 0.0),
         Decimal: str,
         date: date.isoformat,
         datetime: datetime.isoformat,
