@@ -213,7 +213,7 @@ class BulkRowError(SessionError, builtins.ValueError):
     ``row`` is its number, counted from 0 over all rows, ``keys`` are the names that it has.
     """
 
-    def __init__(self, message: str, *, row: int, keys: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, row: int | None = None, keys: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.row = row
         self.keys = tuple(keys)

@@ -7,11 +7,23 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    delete,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.exc import StatementError
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -20,6 +32,7 @@ from asyncsession_kit import (
     Database,
     TransactionDoomedError,
     TransactionTimeoutError,
+    UniqueError,
     adopt_session,
     async_bulk_insert,
     bulk_insert,
@@ -185,17 +198,55 @@ def _in_threads(pg: PgDatabase, driver: str) -> None:
         db.dispose()
 
 
-async def test_a_deadline_ends_the_search_for_a_row(tmp_path: Any) -> None:
-    """The time is over between the statements: the row stays unknown, the error is the first."""
-    async with open_database(sqlite_url(tmp_path)) as db:
-        rows = [{"id": number % 4999, "name": f"{number}"} for number in range(5000)]
+class Moody(TypeDecorator[str]):
+    """Is slow, or refuses, once for each value that says so."""
 
-        def stop(progress: object) -> None:
-            time.sleep(0.2)
+    impl = String(20)
+    cache_ok = True
+    spent: ClassVar[set[str]] = set()
 
-        with pytest.raises(TransactionTimeoutError):
-            async with db.session_scope(timeout=0.1) as session:
-                await async_bulk_insert(session, Account, rows, chunk_size=100, on_progress=stop)
+    def process_bind_param(self, value: Any, dialect: object) -> Any:
+        """Return the value, late or the second time."""
+        if value not in self.spent:
+            self.spent.add(value)
+            if value == "slow":
+                time.sleep(0.2)
+            if value == "refused":
+                raise ValueError(value)
+        return value
+
+
+MOODS = Table("moods", MetaData(), Column("id", Integer, primary_key=True), Column("mood", Moody()))
+
+
+def test_a_search_that_finds_nothing_names_all_rows(tmp_path: Any) -> None:
+    """The time is over before the row is found, or no row fails alone: the first error is raised."""
+    db = Database(sqlite_url(tmp_path))
+    db.create_all(MOODS.metadata)
+    Moody.spent.clear()
+    rows: list[dict[str, Any]] = [{"id": 1, "mood": "slow"}, {"id": 1, "mood": ""}]
+    with pytest.raises(UniqueError, match="one of the rows 0 to 1 of the bulk") as caught:  # noqa: SIM117
+        with db.session_scope(timeout=0.1) as session:
+            bulk_insert(session, MOODS, rows)
+    assert caught.value.row is None
+    rows = [{"id": 1, "mood": "refused"}]
+    with (
+        pytest.raises(StatementError, match="one of the rows 0 to 0"),
+        db.session_scope() as session,
+    ):
+        bulk_insert(session, MOODS, rows)
+    db.dispose()
+
+
+def test_a_statement_without_parameters_is_left_alone(pg_database: PgDatabase) -> None:
+    """Once an engine carries out COPY, what else has no parameters is sent as before."""
+    db = Database(pg_database.url)
+    db.create_all(Base.metadata)
+    with db.session_scope() as session:
+        bulk_insert(session, Account, accounts(1))
+        plain = text("SELECT count(*) FROM accounts").execution_options(no_parameters=True)
+        assert session.scalar(plain) == 1
+    db.dispose()
 
 
 async def test_only_the_owner_inserts(tmp_path: Any) -> None:

@@ -448,6 +448,7 @@ async def test_a_source_that_fails_dooms_what_was_sent(db: AsyncDatabase) -> Non
             {"id": 9, "number": 9, "optional": 1, "x": 1},
             "it has x, which row 0 and columns= do not",
         ),
+        ({"id": 9, "number": 9, "x": 1}, "it has x, which row 0 and columns= do not"),
         ((9, 9, 9), "a tuple is not a mapping, as row 0 is"),
         (None, "a NoneType is not a mapping"),
         ("abc", "a str is not a mapping"),
@@ -488,6 +489,15 @@ async def test_a_default_that_fails_names_its_row(db: AsyncDatabase) -> None:
             assert caught.value.row == 2
             assert isinstance(caught.value.__cause__, ValueError)
         rows = things(5, _2={"number": "x"})
+
+
+async def test_a_value_that_no_driver_can_send_names_its_row(db: AsyncDatabase) -> None:
+    """Where the error is not even one of SQLAlchemy's, it has the number all the same."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        async with db.session_scope() as session:
+            await async_bulk_insert(session, Thing, things(9, _5={"id": 2**70}))
+    assert caught.value.row == 5  # type: ignore[attr-defined]
+    assert await stored(db) == []
 
 
 # --- what is refused before anything is sent ------------------------------------------------------
