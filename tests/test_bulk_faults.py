@@ -220,7 +220,7 @@ MOODS = Table("moods", MetaData(), Column("id", Integer, primary_key=True), Colu
 
 
 def test_a_search_that_finds_nothing_names_all_rows(tmp_path: Any) -> None:
-    """The time is over before the row is found, or no row fails alone: the first error is raised."""
+    """The time is over first, or no row fails alone: the error says between which rows it is."""
     db = Database(sqlite_url(tmp_path))
     db.create_all(MOODS.metadata)
     Moody.spent.clear()
