@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
+from operator import length_hint
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -47,7 +48,7 @@ class Copy:
     ``question`` asks for a row of the same columns, ``is_first`` says that nobody did so yet.
     """
 
-    __slots__ = ("columns", "is_first", "question", "rows", "schema", "sent", "sql", "table")
+    __slots__ = ("_left", "columns", "is_first", "question", "rows", "schema", "sql", "table")
 
     def __init__(
         self, table: Table, columns: Sequence[Column[Any]], schema: str | None, rows: Sequence[Any]
@@ -55,7 +56,7 @@ class Copy:
         self.table, self.schema = raw_name(table.name), schema
         self.columns = [raw_name(column.name) for column in columns]
         self.rows = rows
-        self.sent = 0
+        self._left = iter(rows)
         self.is_first = False
         into = ".".join(map(quoted, filter(None, (schema, self.table))))
         names = ", ".join(map(quoted, self.columns))
@@ -69,10 +70,13 @@ class Copy:
         options: Any = {COPY_OPTION: self, "no_parameters": True}
         return text(escaped).execution_options(**options)
 
+    @property
+    def sent(self) -> int:
+        """Return how many rows were taken."""
+        return len(self.rows) - length_hint(self._left)
+
     def __iter__(self) -> Iterator[Any]:
-        for row in self.rows:
-            self.sent += 1
-            yield row
+        return self._left
 
 
 def raw_name(name: str) -> str:

@@ -51,6 +51,19 @@ class BulkResult:
     method: str
 
 
+class Constant:
+    """Is a default that is the same for every row."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, context: object) -> Any:
+        """Return the value."""
+        return self.value
+
+
 class Current:
     """Is what a default that looks at its row is given in place of SQLAlchemy's context."""
 
@@ -105,7 +118,7 @@ class Target:
         names = {column: name for name, column in columns.items()}
         kind, version = mapper.polymorphic_on, mapper.version_id_col
         if kind in names and mapper.polymorphic_identity is not None:
-            self._fixed[names[kind]] = lambda _: mapper.polymorphic_identity  # type: ignore[index]
+            self._fixed[names[kind]] = Constant(mapper.polymorphic_identity)  # type: ignore[index]
         generate = mapper.version_id_generator
         if version in names and callable(generate):
             self._fixed[names[version]] = lambda _: generate(None)  # type: ignore[index]
@@ -118,8 +131,7 @@ class Target:
         if default is None:
             return None
         if default.is_scalar:
-            value = default.arg
-            return lambda _: value
+            return Constant(default.arg)
         return default.arg if default.is_callable else None
 
     def is_clause(self, name: str) -> bool:
@@ -226,16 +238,22 @@ class Reader:
         self, rows: Sequence[Row], values: list[tuple[Any, ...]], first: int
     ) -> list[Sequence[Any]]:
         keys = [column.key for column in self.columns]
-        contexts = [Current(dict(zip(keys, value, strict=False))) for value in values]
         filled: list[Sequence[Any]] = []
-        for key, fill in zip(keys[len(self.names) :], self.fills.values(), strict=True):
-            made = [
-                self.call(fill, context, rows[at], first + at)
-                for at, context in enumerate(contexts)
-            ]
-            for context, value in zip(contexts, made, strict=True):
-                context.current_parameters[key] = value
-            filled.append(made)
+        contexts: list[Current] = []
+        for fill in self.fills.values():
+            if isinstance(fill, Constant):
+                filled.append([fill.value] * len(rows))
+                continue
+            if not contexts:
+                # One for each row, which costs more than all the rest.
+                contexts = [Current(dict(zip(keys, value, strict=False))) for value in values]
+            for key, made in zip(keys[len(self.names) :], filled, strict=False):
+                for context, value in zip(contexts, made, strict=True):
+                    context.current_parameters[key] = value
+            pairs = zip(contexts, rows, strict=True)
+            filled.append(
+                [self.call(fill, c, row, first + at) for at, (c, row) in enumerate(pairs)]
+            )
         return filled
 
     def call(self, function: Fill, value: Any, row: Row, number: int) -> Any:
