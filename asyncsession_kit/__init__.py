@@ -6,6 +6,7 @@ from importlib import metadata as _metadata
 
 from ._adopt import adopt_session
 from ._async.attachment import async_ensure_session_attachment, async_recover_detached
+from ._async.bulk import async_bulk_insert
 from ._async.database import AsyncDatabase
 from ._async.decorator import async_with_session
 from ._async.front import async_session_scope, current_async_session, get_async_session
@@ -13,6 +14,7 @@ from ._async.gather import async_gather_scopes
 from ._async.health import async_check_health
 from ._async.retry import async_with_retry
 from ._async.scope import AsyncSessionScope
+from ._bulk_rows import BulkProgress, BulkResult
 from ._classify import register_classifier
 from ._current import current_scope
 from ._detached import explain_detached
@@ -29,6 +31,7 @@ from ._stats.pools import PoolStats
 from ._stats.snapshot import SessionStats, StatsSnapshot
 from ._stragglers import Straggler
 from ._sync.attachment import ensure_session_attachment, recover_detached
+from ._sync.bulk import bulk_insert
 from ._sync.database import Database
 from ._sync.decorator import with_session
 from ._sync.front import current_session, get_session, session_scope
@@ -56,6 +59,7 @@ from .databases import (
 from .errors import (
     AttachmentError,
     AuthenticationError,
+    BulkRowError,
     CheckError,
     CircularServiceError,
     CommitError,
@@ -102,6 +106,9 @@ __all__ = [
     "AsyncSessionScope",
     "AttachmentError",
     "AuthenticationError",
+    "BulkProgress",
+    "BulkResult",
+    "BulkRowError",
     "CheckError",
     "CircularServiceError",
     "CommitError",
@@ -164,6 +171,7 @@ __all__ = [
     "UniqueError",
     "WrongEventLoopError",
     "adopt_session",
+    "async_bulk_insert",
     "async_check_health",
     "async_dispose_database",
     "async_ensure_session_attachment",
@@ -174,6 +182,7 @@ __all__ = [
     "async_with_retry",
     "async_with_session",
     "before_commit",
+    "bulk_insert",
     "check_health",
     "configure_session",
     "create_service",

@@ -51,6 +51,11 @@ def _remember(context: ExceptionContext) -> None:
     if _has_rolled_back(context, connection):
         # Whatever came next would be stored by itself, outside of any transaction.
         connection.invalidate(error)
+    doom(connection, error)
+
+
+def doom(connection: Connection, error: BaseException) -> None:
+    """Forbid the connection to commit, until what encloses the failure is rolled back."""
     setattr(connection, _DOOM, Doom(error, connection.get_nested_transaction()))
     # Listening on this one connection, and only now, keeps all others free of engine events.
     event.listen(connection, "rollback_savepoint", _on_rollback_savepoint)
@@ -60,6 +65,9 @@ def _remember(context: ExceptionContext) -> None:
 # SQLAlchemy marks with this (undocumented) option the questions whose error is an answer to it: on
 # MySQL it learns that a table is missing from a DESCRIBE that fails.
 _EXPECTED = "skip_user_error_events"
+# A statement that is a COPY, whose rows are the option's value: whatever ends it early has aborted
+# the transaction.
+COPY_OPTION = "asyncsession_kit_copy"
 
 
 def _leaves_damage(context: ExceptionContext) -> bool:
@@ -73,7 +81,7 @@ def _leaves_damage(context: ExceptionContext) -> bool:
         return False
     if execution.execution_options.get(_EXPECTED):
         return False
-    if context.is_disconnect or execution.executemany:
+    if context.is_disconnect or execution.executemany or COPY_OPTION in execution.execution_options:
         return True
     return raised_by_server(error, context.dialect.driver)
 

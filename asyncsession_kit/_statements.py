@@ -22,6 +22,7 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from ._callsite import Origin, describe, user_origin
 from ._concurrency import logger
+from ._doom import COPY_OPTION
 from ._forks import ForkLock
 
 # Each statement has a record here, at DEBUG.
@@ -280,6 +281,12 @@ def record_statements(engine: Engine) -> None:
             _recording.add(dialect)
 
 
+def recorder_of(context: Any) -> StatementRecorder | None:
+    """Return who counts the statement that is carried out."""
+    recorder: StatementRecorder | None = getattr(context.root_connection, _RECORDER, None)
+    return recorder
+
+
 _EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
 
 
@@ -289,8 +296,9 @@ def _listener(dialect: Dialect, name: str) -> Callable[..., bool]:
     def listen(cursor: Any, statement: str, *rest: Any) -> bool:
         # Of the parameters, where it has any, and the context.
         context = rest[-1]
-        recorder: StatementRecorder | None = getattr(context.root_connection, _RECORDER, None)
-        if recorder is None:
+        recorder = recorder_of(context)
+        # A COPY is counted by who carries it out, whichever of the two is asked first.
+        if recorder is None or COPY_OPTION in context.execution_options:
             return False
         began = time.perf_counter()
         rows = -1

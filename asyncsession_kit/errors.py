@@ -13,6 +13,7 @@
     ├── AttachmentError                 also sqlalchemy.exc.InvalidRequestError
     ├── StaleObjectError                also sqlalchemy.orm.exc.StaleDataError
     ├── CircularServiceError
+    ├── BulkRowError                    also builtins.ValueError
     ├── TransactionError
     │   ├── TransactionDoomedError      also sqlalchemy.exc.PendingRollbackError
     │   ├── UnexpectedRollbackError
@@ -97,7 +98,8 @@ class SessionError(Exception):
     ``retryable`` says whether the same unit of work may succeed in a fresh session; ``phase`` where
     it arose (``connect``, ``statement``, ``commit``, ``rollback``) and ``outcome`` how the
     transaction ended, each None where that does not apply or is not settled yet.  ``kind`` is what
-    a driver's error was recognised as, by its ``sqlstate`` or ``errno``.
+    a driver's error was recognised as, by its ``sqlstate`` or ``errno``.  ``row`` is which row of a
+    bulk insert it is about, counted from 0.
     """
 
     retryable: bool = False
@@ -106,6 +108,7 @@ class SessionError(Exception):
     outcome: Outcome | None = None
     sqlstate: str | None = None
     errno: int | None = None
+    row: int | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -225,6 +228,18 @@ class StaleObjectError(SessionError, orm_exc.StaleDataError):
 
 class CircularServiceError(SessionError):
     """Reports services whose constructors ask for each other, in the message as A -> B -> A."""
+
+
+class BulkRowError(SessionError, builtins.ValueError):
+    """Reports a row of a bulk insert that cannot be stored as it is; it was not sent.
+
+    ``row`` is its number, counted from 0 over all rows, ``keys`` are the names that it has.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None, keys: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.row = row
+        self.keys = tuple(keys)
 
 
 class TransactionError(SessionError):

@@ -13,7 +13,6 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine
-from sqlalchemy import inspect as inspect_object
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
@@ -21,6 +20,7 @@ from .._async.database import AsyncDatabase
 from .._callsite import Origin, caller_origin, describe, user_origin
 from .._forks import ForkLock
 from .._request import scope_request
+from .._sync.attachment import ensure_session_attachment
 from .._sync.database import Database
 from .._sync.scope import SessionScope
 from ..config import ScopeSettings
@@ -203,14 +203,13 @@ class RequestScopedSessionManager:
         return SessionScope(self._database(), wanted)
 
     def ensure_session_attachment(self, obj: T) -> T:
-        """Bring a detached object into the session of the request, with the changes that it has.
+        """Bring a detached object, or a collection, into the session of the request.
 
-        Returned is the object itself; or another one of the same identity that the session has
-        loaded already, with those changes.
+        It is what ``ensure_session_attachment`` of the package does, and raises the same errors.
 
         :raises RuntimeError, SessionClosedError: as for ``get_request_session``.
         """
-        return _attached(obj, self.get_request_session())
+        return ensure_session_attachment(obj, self.get_request_session())
 
     def is_session_active(self) -> bool:
         """Tell whether the session of this request was asked for, or used, and is still open."""
@@ -388,11 +387,3 @@ def _handled(app: Any, context: tuple[Any, ...], error: Exception, answer: Answe
     told: HTTPException = default_exceptions[answer.status]()
     told.__cause__ = error
     return app.handle_user_exception(*context, told)
-
-
-def _attached(obj: T, session: Session) -> T:
-    key = inspect_object(obj).key
-    if obj not in session and key in session.identity_map:
-        return session.merge(obj)
-    session.add(obj)
-    return obj
