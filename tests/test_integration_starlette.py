@@ -1,4 +1,4 @@
-"""Requests of Starlette: the session belongs to whoever handles them, and ends before the answer."""
+"""Requests of Starlette: the session is whose code handles them, and ends before the answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from asyncsession_kit import (
     reset_session_stats,
 )
 from asyncsession_kit.integrations.starlette import SessionMiddleware, lifespan
-from tests.support.databases import stored_names
+from tests.support.databases import places_are_free, stored_names
 from tests.support.http import Call, client_of, forget_database, register_database
 from tests.support.models import Account, Entry
 
@@ -100,7 +100,7 @@ async def create(request: Request) -> Response:
 
 async def fail_at_commit(request: Request) -> Response:
     """Answer with success, and with a task that must not run; the COMMIT will fail."""
-    request.state.session.add(Entry(account_id=1, amount=1))
+    request.state.session.add(Entry(account_id=99, amount=1))
     return JSONResponse({}, background=BackgroundTask(store, "background"))
 
 
@@ -216,7 +216,7 @@ async def test_a_streamed_response_whose_commit_fails_is_not_begun(url: str, sta
         yield b"never"
 
     async def endpoint(request: Request) -> Response:
-        request.state.session.add(Entry(account_id=1, amount=1))
+        request.state.session.add(Entry(account_id=99, amount=1))
         return StreamingResponse(body())
 
     response = await call(app_of(endpoint, stack))
@@ -267,6 +267,8 @@ async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack:
     made.left.set()
     await running
     assert (made.statuses, stored_names(url)) == ([200], ["a"])
+    # A generator that was abandoned is closed by the event loop, a little later.
+    assert await places_are_free(get_database().async_database)
 
 
 @EACH_STACK
