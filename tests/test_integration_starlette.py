@@ -244,11 +244,10 @@ async def test_a_cancelled_request_rolls_back(url: str, stack: Any) -> None:
     assert (made.sent, stored_names(url)) == ([], [])
 
 
-@EACH_STACK
+@pytest.mark.parametrize("stack", [STACKS["alone"], STACKS["above"]])
 async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack: Any) -> None:
     """A body that streams from a scope of its own is stopped, and the scope with it."""
 
-    # A BaseHTTPMiddleware below lets it begin before the COMMIT, for which SQLite's writers queue.
     async def body() -> AsyncIterator[bytes]:
         async with async_session_scope(read_only=True) as session:
             while True:
@@ -363,6 +362,24 @@ async def test_a_call_in_progress_is_not_taken_over(url: str) -> None:
 
     assert (await call(app_of(endpoint, [OURS, Middleware(Impatient)]))).status_code == 200
     assert len(refused) == 1
+
+
+async def test_a_body_is_no_part_of_the_request_that_did_not_ask(url: str) -> None:
+    """Where nobody has used the session, a body in a task of its own does not get it either."""
+
+    async def body() -> AsyncIterator[bytes]:
+        async with async_session_scope(read_only=True) as session:
+            yield str(session is request_session[0]).encode()
+
+    async def endpoint(request: Request) -> Response:
+        request_session.append(request.state.session)
+        return StreamingResponse(body())
+
+    request_session: list[AsyncSession] = []
+    made = Call(app_of(endpoint, STACKS["below"]), "/orders/1")
+    made.scope["asgi"]["spec_version"] = "2.3"
+    await made.run()
+    assert b"".join(message.get("body", b"") for message in made.sent) == b"False"
 
 
 # --- who answers ----------------------------------------------------------------------------------
