@@ -158,6 +158,8 @@ class RequestWork:
         finally:
             if state.closed:
                 state.reason = ENDED
+                # It knows the session, which would be garbage only a collector finds.
+                state.passes = None
 
     def _give_up(self, state: SessionState) -> None:
         core: KitSession | None = self._scope.core
