@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -73,6 +74,12 @@ _OWN = frozenset(Request._fields) - {"origin", "options"}
 _MAY_BE_BARE = frozenset({"supports", "not_supported"})
 
 
+# Requests are checked whatever line they are of.
+_NOWHERE: Origin = ((lambda: None).__code__, 0)
+# What the values of most keywords are.  They are kept, so that nothing else may be.
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
 def scope_request(settings: ScopeSettings, origin: Origin) -> Request:
     """Return what the keywords of a scope ask for.
 
@@ -80,7 +87,21 @@ def scope_request(settings: ScopeSettings, origin: Origin) -> Request:
     """
     if not settings:
         return Request(origin)
-    given: Mapping[str, Any] = settings
+    kinds = tuple(map(type, settings.values()))
+    if _PLAIN.issuperset(kinds):
+        # Most scopes are opened again and again by the same line.
+        return Request(origin, *_known(tuple(settings.items()), kinds))
+    return Request(origin, *_checked(settings))
+
+
+@lru_cache(maxsize=512)
+def _known(settings: tuple[tuple[str, Any], ...], kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """Return what was found for the same keywords; 1 and True are not the same, nor 1 and 1.0."""
+    return _checked(dict(settings))
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the fields of a request after ``origin``."""
     own = {name: value for name, value in given.items() if name in _OWN}
     options = {name: value for name, value in given.items() if name not in _OWN}
     check_scope(options, own)
@@ -90,9 +111,9 @@ def scope_request(settings: ScopeSettings, origin: Origin) -> Request:
     for name in ("rollback_for", "no_rollback_for"):
         if name in own:
             own[name] = _failures(name, own[name])
-    request = Request(origin, options=cast(ScopeOptions, options), **own)
+    request = Request(_NOWHERE, options=cast(ScopeOptions, options), **own)
     _refuse_contradictions(request)
-    return request
+    return request[1:]
 
 
 def _failures(name: str, value: object) -> Failures:

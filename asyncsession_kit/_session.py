@@ -214,6 +214,7 @@ class KitSession(Session):
         self.kit_check()
         self.kit_refuse_joined("commit")
         state = self.kit_state
+        state.checked = True
         try:
             super().commit()
         except TransactionDoomedError:
@@ -232,6 +233,8 @@ class KitSession(Session):
             if isinstance(error, Exception):
                 self.kit_discard()
             raise
+        finally:
+            state.checked = False
         if state.keeper is not None and state.keeper.is_due():
             state.keeper.clean(cast(Engine, self.bind))
 
@@ -317,6 +320,11 @@ class KitSession(Session):
             return
         self.kit_check()
         self.kit_refuse_joined("close")
+        self.kit_end()
+
+    def kit_end(self) -> None:
+        """Close for good, for a caller that was checked."""
+        state = self.kit_state
         if state.watches is not None:
             for watch in state.watches:
                 watch.closing()
@@ -350,7 +358,8 @@ class KitSession(Session):
         if state.hooks is not None:
             state.hooks.forget_services()
         # Given up on a dead link, it may not have come to the end of its transaction.
-        state.leave_pool()
+        if state.admitted:
+            state.leave_pool()
         if state.figures is not None and not state.scoped:
             state.figures.close(state, None, None)
 

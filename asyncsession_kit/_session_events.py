@@ -59,9 +59,13 @@ def _before_flush(session: KitSession, context: object, objects: object) -> None
 def _before_commit(session: KitSession) -> None:
     if session.in_nested_transaction():
         return
-    session.kit_check()
     state = session.kit_state
-    session.kit_refuse_joined("commit")
+    # Its own commit() has looked already; other ways to commit come here alone.
+    if state.checked:
+        state.checked = False
+    else:
+        session.kit_check()
+        session.kit_refuse_joined("commit")
     if state.terms.kind is not Kind.TRANSACTION:
         return
     check_commit(state)

@@ -19,7 +19,7 @@ def commit_and_close(core: KitSession) -> None:
     except Exception:
         core.close()
         raise
-    core.close()
+    core.kit_end()
 
 
 def rollback_and_close(core: KitSession) -> None:

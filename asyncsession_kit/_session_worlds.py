@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -114,6 +114,7 @@ for _name in (
     "commit",
     "rollback",
     "close",
+    "kit_end",
     "begin",
     "reset",
     "invalidate",
@@ -290,16 +291,22 @@ def _within_deadline(name: str) -> Callable[..., Any]:
     method = getattr(AsyncSession, name)
     faster = respawned(method)
 
+    # Of each class of sessions, which are as many as the application has.
+    known: dict[type[AsyncSession], Callable[..., Any]] = {}
+
+    def find(session_class: type[AsyncSession]) -> Callable[..., Any]:
+        # The class of the application may have a method of its own, which this stands before.
+        behind = session_class.__mro__[session_class.__mro__.index(TaskSession) + 1 :]
+        found = next(vars(cls)[name] for cls in behind if name in vars(cls))
+        return known.setdefault(session_class, faster if found is method else found)
+
     @wraps(method)
     def call(self: TaskSession, *arguments: Any, **options: Any) -> Any:
-        # The class of the application may have a method of its own, which this stands before.
-        bound = getattr(super(TaskSession, self), name)
-        if bound.__func__ is method:
-            bound = partial(faster, self)
         state: SessionState = self.sync_session.kit_state  # type: ignore[attr-defined]
+        wanted = known.get(type(self)) or find(type(self))
         if state.deadline is None:
-            return bound(*arguments, **options)
-        return _bounded(state.deadline, state, bound, *arguments, **options)
+            return wanted(self, *arguments, **options)
+        return _bounded(state.deadline, state, wanted, self, *arguments, **options)
 
     return call
 

@@ -87,6 +87,7 @@ class SessionState:
         "__weakref__",
         "admitted",
         "adopted",
+        "checked",
         "closed",
         "commit_began",
         "commit_error",
@@ -206,6 +207,8 @@ class SessionState:
         self.outcome: Outcome | None = None
         self.commits = 0
         self.joined = 0
+        # Whether the one who commits just now was checked.
+        self.checked = False
         self.committing = False
         self.committed = False
         self.lost = False
@@ -320,9 +323,10 @@ class SessionState:
         if self.connection is not None:
             # SQLAlchemy's own blocks roll back while they handle the error of their COMMIT.
             error = self.commit_error or sys.exc_info()[1]
-            self.outcome = self._judge(error)
-            failed = self._has_failed(error)
-            settle(self.commit_error, self.outcome)
+            self.outcome = outcome = self._judge(error)
+            failed = outcome is not Outcome.COMMITTED and self._has_failed(error)
+            if self.commit_error is not None:
+                settle(self.commit_error, outcome)
             # What can still be found out is not told yet, and nobody is let to its place.
             self.in_doubt = self.outcome is Outcome.UNKNOWN and self.asks
             if not self.in_doubt:
@@ -362,8 +366,6 @@ class SessionState:
 
     def _has_failed(self, error: BaseException | None) -> bool:
         """Tell whether an error has ended the transaction, and not somebody who chose to."""
-        if self.outcome is Outcome.COMMITTED:
-            return False
         if self.failing is None and error is not None:
             self.failing, self.fault = True, fault_of(error)
         return bool(self.failing)
@@ -476,7 +478,8 @@ gatherings: ContextVar[tuple[Gathering, ...]] = ContextVar(
 
 def is_gathered(database: object) -> bool:
     """Tell whether something waits for the scopes that the running code opens on the database."""
-    return any(g.open and g.database is database for g in gatherings.get())
+    around = gatherings.get()
+    return bool(around) and any(g.open and g.database is database for g in around)
 
 
 def awaits_this(state: SessionState | None) -> bool:

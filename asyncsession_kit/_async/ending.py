@@ -25,7 +25,8 @@ async def async_complete(session: AsyncSession, core: KitSession) -> None:
         state.failing = True
         raise
     finally:
-        await _ensure_closed(session, core)
+        if not state.closed:
+            await _ensure_closed(session, core)
 
 
 async def async_finish_alone(session: AsyncSession, core: KitSession) -> None:

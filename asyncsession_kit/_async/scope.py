@@ -372,7 +372,8 @@ class AsyncSessionScope:
             raise
         finally:
             self._leave(state, done, exc)
-            settle(exc, self._ending)
+            if exc is not None:
+                settle(exc, self._ending)
             # Its traceback may lead to this frame, and would keep it and the session.
             del exc
             if state.hooks is not None and self._ending is not None:

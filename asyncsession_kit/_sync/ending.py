@@ -26,7 +26,8 @@ def complete(session: Session, core: KitSession) -> None:
         state.failing = True
         raise
     finally:
-        _ensure_closed(session, core)
+        if not state.closed:
+            _ensure_closed(session, core)
 
 
 def finish_alone(session: Session, core: KitSession) -> None:
