@@ -11,6 +11,7 @@ report and plots go to ``benchmarks/results``; those of ``--quick`` and ``--only
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ._findings import Answer, loads
-from ._goals import goals_table
-from ._machine import machine
+from ._goals import goals_table, measured_goals
+from ._machine import busy, load, machine
 from ._plots import draw
 from ._questions import Question, questions
 from ._report import report, show
@@ -40,15 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in chosen:
             print(f"{one.name:<16} {one.asks}")
         return 0
-    begin = time.time()
-    with postgres_server(options.url) as url:
-        answers = {one: _answer(one, url, options) for one in chosen}
-    given = {one: answer for one, answer in answers.items() if answer is not None}
-    _show(given)
+    answers, setting = _run(chosen, options)
+    _show(answers)
+    print(setting)
     folder = options.output or (None if options.quick or options.only else RESULTS)
     if folder is not None:
-        _write(given, folder, begin)
-    return 0 if len(given) == len(answers) else 1
+        _write(answers, setting, folder)
+    return 0 if len(answers) == len(chosen) else 1
+
+
+def _run(
+    chosen: Sequence[Question], options: argparse.Namespace
+) -> tuple[dict[Question, Answer], str]:
+    """Return the answers of those that gave one, and a line about the machine and the run."""
+    begin, loads_seen = time.time(), [load()]
+    answers = {}
+    with postgres_server(options.url) as url:
+        for one in chosen:
+            answer = _answer(one, url, options)
+            loads_seen.append(load())
+            if answer is not None:
+                answers[one] = answer
+    when = time.strftime("%Y-%m-%d", time.gmtime(begin))
+    minutes = (time.time() - begin) / 60
+    cores = os.cpu_count() or 1
+    return answers, f"{machine()}; {when}, {minutes:.0f} minutes. {busy(loads_seen, cores)}"
 
 
 def _answer(one: Question, url: str, options: argparse.Namespace) -> Answer | None:
@@ -88,16 +105,14 @@ def _show(answers: Mapping[Question, Answer]) -> None:
         print(f"\n{one.name}: {one.asks}", answer.setting, *answer.findings.notes, sep="\n")
         for table in answer.findings.tables:
             show(table)
-    show(goals_table(_figures(answers)))
+    figures = _figures(answers)
+    show(goals_table(figures, measured_goals(figures)))
 
 
-def _write(answers: Mapping[Question, Answer], folder: Path, begin: float) -> None:
+def _write(answers: Mapping[Question, Answer], setting: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     charts = [chart for answer in answers.values() for chart in answer.findings.charts]
     drawn = draw(charts, folder)
-    when = time.strftime("%Y-%m-%d", time.gmtime(begin))
-    minutes = (time.time() - begin) / 60
-    setting = f"{machine()}; {when}; {minutes:.0f} minutes"
     sections = [
         (one.name, one.asks, answer.setting, answer.findings) for one, answer in answers.items()
     ]

@@ -32,6 +32,14 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
+def busy(loads: Iterable[float], cores: int) -> str:
+    """Return a sentence about how busy a machine was with one benchmark at a time, and the rest."""
+    low, high = min(loads := list(loads)), max(loads)
+    # A benchmark and its server are two that want to run.
+    verdict = "quiet" if high <= 2 else "busy with other work: these figures are rough"
+    return f"The machine was {verdict} (load {low:.1f} to {high:.1f} on {cores} cores)."
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
