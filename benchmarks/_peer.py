@@ -1,6 +1,6 @@
 """Measure one peer beside the textbook and a scope, in the process and environment of the peer.
 
-    python -m benchmarks._peer NAME URL ROUNDS BLOCK WORKLOAD...
+    python -m benchmarks._peer NAME URL ROUNDS near|away WORKLOAD...
 
 It prints what it has measured as JSON: the peer's version, and CPU seconds and seconds per unit.
 """
@@ -41,6 +41,7 @@ from ._idioms import (
 from ._timing import Times, measure
 from ._workloads import WORKLOADS, Workload
 
+NEAR, AWAY = "near", "away"
 ADVANCED = "advanced-alchemy"
 FASTAPI = "fastapi-async-sqlalchemy"
 CONTEXT = "context-async-sqlalchemy"
@@ -184,16 +185,16 @@ class _Threads:
         self.blocks[idiom](workload, times)
 
 
-def measured(peer: str, url: URL, rounds: int, block: float, names: list[str]) -> Measured:
+def measured(peer: str, url: URL, rounds: int, away: bool, names: list[str]) -> Measured:
     """Measure the workloads of these names."""
     setup_database_connection(url)
     workloads = [workload for workload in WORKLOADS if workload.name in names]
     if peer in THREAD_PEERS:
-        return Measured(version(peer), measure(_Threads(peer, url), workloads, rounds, block=block))
+        return Measured(version(peer), measure(_Threads(peer, url), workloads, rounds, away=away))
     # Its pools belong to the process, and end with it.
     runner = asyncio.Runner()
     side = _Tasks(peer, url, runner)
-    return Measured(version(peer), measure(side, workloads, rounds, block=block))
+    return Measured(version(peer), measure(side, workloads, rounds, away=away))
 
 
 def dumps(found: Measured) -> str:
@@ -216,8 +217,9 @@ def loads(text: str) -> Measured:
 
 def main() -> None:
     """Measure what the command line names."""
-    peer, url, rounds, block, *names = sys.argv[1:]
-    print(dumps(measured(peer, make_url(url), int(rounds), float(block), names)), flush=True)
+    peer, url, rounds, where, *names = sys.argv[1:]
+    found = measured(peer, make_url(url), int(rounds), where == AWAY, names)
+    print(dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from typing import Any, Protocol
 
 from ._workloads import Workload
 
-# Seconds of one block: long against the clock's grain, short against the machine's moods.
+# CPU seconds of one block: long against the clock's grain, short against the machine's moods.
 BLOCK = 0.02
+# Seconds of one block where the server is away, and CPU time hardly passes.
+AWAY_BLOCK = 0.05
 _WARM_UP = 10
 
 # Seconds per unit, one value per round, by workload and idiom.
@@ -93,12 +95,12 @@ def measure(
     rounds: int,
     *,
     only: Collection[str] | None = None,
-    block: float = BLOCK,
+    away: bool = False,
 ) -> Times:
     """Run every idiom (or only some) with every workload once per round."""
     idioms = [idiom for idiom in side.blocks if only is None or idiom in only]
     plan = {
-        workload: {idiom: _units_per_block(side, idiom, workload, block) for idiom in idioms}
+        workload: {idiom: _units_per_block(side, idiom, workload, away) for idiom in idioms}
         for workload in workloads
     }
     # What is alive now lives on; without it a collection costs what the scopes have left behind.
@@ -125,12 +127,13 @@ def _seconds(side: Side, idiom: str, workload: Workload, units: int) -> tuple[fl
     return (time.process_time() - cpu) / units, (time.perf_counter() - wall) / units
 
 
-def _units_per_block(side: Side, idiom: str, workload: Workload, block: float) -> int:
+def _units_per_block(side: Side, idiom: str, workload: Workload, away: bool) -> int:
+    block = AWAY_BLOCK if away else BLOCK
     side.repeat(idiom, workload, _WARM_UP)
     units = 1
-    while (wall := _seconds(side, idiom, workload, units)[1]) * units < block / 4:
+    while (cost := _seconds(side, idiom, workload, units)[away]) * units < block / 4:
         units *= 4
-    return max(1, round(block / wall))
+    return max(1, round(block / cost))
 
 
 def _report_progress(number: int, rounds: int) -> None:

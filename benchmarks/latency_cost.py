@@ -35,7 +35,6 @@ from ._timing import Times, measure, ratio
 from ._workloads import INSERT, SELECT, SELECTS
 
 ROUNDS = 12
-BLOCK = 0.05
 SHOWN = (MAKER_BEGIN, BY_HAND, PRE_PING, ASYNC_FUNCTION, READ_ALONE, RAW_TASK)
 READS = (SELECT, SELECTS)
 WORKLOADS = (*READS, INSERT)
@@ -63,8 +62,8 @@ def look(options: Options) -> Findings:
 
 def _measured(side: TaskSide | ThreadSide, rounds: int) -> Times:
     writers = [idiom for idiom in side.blocks if idiom not in READERS]
-    times = measure(side, READS, rounds, block=BLOCK)
-    writing = measure(side, [INSERT], rounds, only=writers, block=BLOCK)
+    times = measure(side, READS, rounds, away=True)
+    writing = measure(side, [INSERT], rounds, only=writers, away=True)
     return Times(times.cpu | writing.cpu, times.wall | writing.wall)
 
 

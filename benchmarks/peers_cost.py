@@ -28,16 +28,15 @@ from ._command import Options, command
 from ._environments import NoEnvironmentError, environment
 from ._findings import Chart, Findings
 from ._idioms import ASYNC_FUNCTION, CONTROL, FUNCTION, TEXTBOOK
-from ._peer import PEERS, Measured, loads
+from ._peer import AWAY, NEAR, PEERS, Measured, loads
 from ._report import Table
 from ._servers import ROOT, benchmark_database, delayed, server_version
 from ._tables import idioms
-from ._timing import BLOCK, Samples, Spread, ratio
+from ._timing import Samples, Spread, ratio
 from ._workloads import EMPTY, INSERT, SELECT, WORKLOADS, Workload
 
 ROUNDS = 30
 AWAY_ROUNDS = 8
-AWAY_BLOCK = 0.05
 AWAY_WORKLOADS = (SELECT, INSERT)
 NOT_PEERS = (TEXTBOOK, CONTROL, ASYNC_FUNCTION, FUNCTION)
 _SECONDS = 600
@@ -55,9 +54,9 @@ def look(options: Options) -> Findings:
         for peer in PEERS:
             try:
                 with environment(peer, options.environments) as python:
-                    near[peer] = _ask(python, peer, url, options.rounds, BLOCK, WORKLOADS)
+                    near[peer] = _ask(python, peer, url, options.rounds, NEAR, WORKLOADS)
                     rounds = min(options.rounds, AWAY_ROUNDS)
-                    away[peer] = _ask(python, peer, away_url, rounds, AWAY_BLOCK, AWAY_WORKLOADS)
+                    away[peer] = _ask(python, peer, away_url, rounds, AWAY, AWAY_WORKLOADS)
             except NoEnvironmentError as error:
                 notes.append(f"{peer} is left out: {error}")
                 print(notes[-1], file=sys.stderr)
@@ -67,9 +66,9 @@ def look(options: Options) -> Findings:
 
 
 def _ask(
-    python: Path, peer: str, url: URL, rounds: int, block: float, workloads: Sequence[Workload]
+    python: Path, peer: str, url: URL, rounds: int, where: str, workloads: Sequence[Workload]
 ) -> Measured:
-    arguments = [peer, url.render_as_string(hide_password=False), str(rounds), str(block)]
+    arguments = [peer, url.render_as_string(hide_password=False), str(rounds), where]
     command = [str(python), "-W", "ignore", "-m", "benchmarks._peer", *arguments]
     done = subprocess.run(
         [*command, *(workload.name for workload in workloads)],

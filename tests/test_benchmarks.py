@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from benchmarks._machine import busy
 from benchmarks._peer import PEERS, Measured
 from benchmarks._peer import dumps as peer_dumps
 from benchmarks._peer import loads as peer_loads
+from benchmarks._plots import draw
 from benchmarks._questions import question, questions
 from benchmarks._report import Table, markdown, report
 from benchmarks._tables import duration
@@ -129,6 +131,14 @@ def test_the_report_shows_plots_that_were_drawn() -> None:
     assert "setting  \nnote" in text
     assert "## What is expected" in text
     assert "### title" in text
+
+
+def test_plots_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
+    """Without it there is a report all the same."""
+    series = {"s": [Spread(1.0, 0.5, 2.0), None], "t": [exactly(2.0), exactly(3.0)]}
+    drawn = draw([Chart("c", "title", "axis", ["a", "b"], series, 1.0)], tmp_path)
+    expected = ["c"] if importlib.util.find_spec("matplotlib") else []
+    assert drawn == expected == [file.stem for file in tmp_path.iterdir()]
 
 
 def test_a_table_needs_no_rich() -> None:
