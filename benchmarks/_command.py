@@ -10,7 +10,7 @@ from pathlib import Path
 from ._findings import Answer, Findings, dumps
 from ._goals import goals_table, measured_goals
 from ._machine import load, versions
-from ._report import Table, markdown, show
+from ._report import Table, show
 
 QUICK_ROUNDS = 2
 
@@ -58,7 +58,7 @@ def _give(answer: Answer, as_markdown: Path | None, as_json: Path | None) -> Non
     for table in tables:
         show(table)
     if as_markdown is not None:
-        parts = [answer.setting, *notes, *(markdown(table) for table in tables)]
+        parts = [answer.setting, *notes, *(table.markdown() for table in tables)]
         as_markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -28,11 +28,10 @@ class Table:
         ]
         return "\n".join([self.title, *texts])
 
-
-def markdown(table: Table) -> str:
-    """Return the table as Markdown."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join([f"### {table.title}", "", *(f"| {' | '.join(row)} |" for row in lines)])
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(row)} |" for row in lines)])
 
 
 class Drawing(Protocol):
@@ -74,7 +73,7 @@ larger than that of the control ("again (A/A)") says nothing."""
 
 def report(setting: str, goals: Table, sections: Sequence[Section], drawn: Collection[str]) -> str:
     """Return the whole report; only plots that were drawn are shown."""
-    parts = ["# Results", _INTRODUCTION, setting, markdown(goals).replace("###", "##", 1)]
+    parts = ["# Results", _INTRODUCTION, setting, goals.markdown().replace("###", "##", 1)]
     for section in sections:
         parts += _section(*section, drawn)
     return "\n\n".join(parts) + "\n"
@@ -90,7 +89,7 @@ def _section(
         if chart.name in drawn:
             yield f"![{chart.title}]({chart.name}.svg)"
     for table in found.tables:
-        yield markdown(table)
+        yield table.markdown()
 
 
 def show(table: Table) -> None:

@@ -4,11 +4,12 @@
 
 20 tasks add one to the same counter, each the next as soon as its last one is done: read through
 the ORM, changed, and committed, beside one row that is inserted.  The textbook's engine is
-SQLAlchemy's default on aiosqlite, and so is a second one whose file is in WAL mode; both try again
+SQLAlchemy's default on aiosqlite; a second one has its file in WAL mode, and a third also begins
+with BEGIN IMMEDIATE, by the listeners that SQLAlchemy's documentation gives.  All three try again
 after an error of SQLite, with a random wait that doubles, ten times.  The scopes do nothing of the
 kind.  Every round has a fresh file.
 
-"Lost" is what was reported as committed and is not in the counter.  The textbook loses updates
+"Lost" is what was reported as committed and is not in the counter.  The first two lose updates
 because the driver begins a transaction before the first change only, after the read.
 
 What would change a decision: less than three times the textbook's commits, or a single error or
@@ -22,12 +23,14 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, create_engine, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -47,6 +50,7 @@ SECONDS = 2.0
 TRIES = 10
 FIRST_WAIT = 0.005
 RETRIED, RETRIED_WAL = "textbook with retry", "textbook with retry, WAL"
+IMMEDIATE = "textbook with retry, WAL, BEGIN IMMEDIATE"
 
 
 class Base(DeclarativeBase):
@@ -84,12 +88,17 @@ class Writes:
 
 def look(options: Options) -> Findings:
     """Let every idiom write, in turns."""
-    idioms = {RETRIED: _retried, RETRIED_WAL: _retried, ASYNC_METHOD: _scopes}
+    idioms: dict[str, Callable[[URL, float], Coroutine[Any, Any, Writes]]] = {
+        RETRIED: _retried,
+        RETRIED_WAL: _retried,
+        IMMEDIATE: partial(_retried, immediate=True),
+        ASYNC_METHOD: _scopes,
+    }
     found: dict[str, list[Writes]] = {idiom: [] for idiom in idioms}
     seconds = 0.3 if options.quick else SECONDS
     for _ in range(options.rounds):
         for idiom in random.sample(list(idioms), len(idioms)):
-            with _file(wal=idiom == RETRIED_WAL) as url:
+            with _file(wal=idiom in (RETRIED_WAL, IMMEDIATE)) as url:
                 found[idiom].append(asyncio.run(idioms[idiom](url, seconds)))
     pairs = zip(found[ASYNC_METHOD], found[RETRIED], strict=True)
     ours = found[ASYNC_METHOD]
@@ -125,8 +134,22 @@ async def _add_one(session: AsyncSession) -> None:
     session.add(Event())
 
 
-async def _retried(url: URL, seconds: float) -> Writes:
+def _begin_at_once(engine: Engine) -> None:
+    """Take the beginning of transactions from the driver."""
+
+    @event.listens_for(engine, "connect")
+    def leave_it(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+async def _retried(url: URL, seconds: float, immediate: bool = False) -> Writes:
     engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"))
+    if immediate:
+        _begin_at_once(engine.sync_engine)
     maker = async_sessionmaker(engine, expire_on_commit=False)
 
     async def unit() -> None:
@@ -193,7 +216,7 @@ def _stored(url: URL) -> int:
 
 
 def _table(found: dict[str, list[Writes]]) -> Table:
-    header = ("idiom", "commits per second", "errors", "lost", "p50", "p99")
+    header = ("idiom", "commits per second", "commits", "errors", "lost", "p50", "p99")
     rows = []
     for idiom, rounds in found.items():
         rate = spread([writes.rate for writes in rounds])
@@ -201,6 +224,7 @@ def _table(found: dict[str, list[Writes]]) -> Table:
             [
                 idiom,
                 f"{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f})",
+                str(sum(writes.commits for writes in rounds)),
                 str(sum(writes.errors for writes in rounds)),
                 str(sum(writes.lost for writes in rounds)),
                 duration(statistics.median(writes.p50 for writes in rounds)),

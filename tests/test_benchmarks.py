@@ -24,7 +24,7 @@ from benchmarks._peer import dumps as peer_dumps
 from benchmarks._peer import loads as peer_loads
 from benchmarks._plots import draw
 from benchmarks._questions import question, questions
-from benchmarks._report import Table, markdown, report
+from benchmarks._report import Table, report
 from benchmarks._tables import duration
 from benchmarks._timing import Spread, Times, difference, exactly, ratio, spread
 from benchmarks.peers_cost import figures as peer_figures
@@ -145,7 +145,7 @@ def test_a_table_needs_no_rich() -> None:
     """As plain text a table is aligned, as Markdown it is a table."""
     table = Table("title", ["a", "long"], [["wide", "1"], ["x", "2"]])
     assert table.plain() == "title\na     long\nwide  1\nx     2"
-    assert markdown(table).splitlines()[2:4] == ["| a | long |", "| --- | --- |"]
+    assert table.markdown().splitlines()[2:4] == ["| a | long |", "| --- | --- |"]
 
 
 @pytest.mark.parametrize(
