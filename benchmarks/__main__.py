@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [--only NAME] [--list] [--output FOLDER]
 
 Each benchmark runs in a process of its own, one after the other, on one PostgreSQL that is started
-for the run (unless ``--url`` names another).  A full run takes about a quarter of an hour, and its
+for the run (unless ``--url`` names another).  A full run takes some twenty minutes, and its
 report and plots go to ``benchmarks/results``; those of ``--quick`` and ``--only`` go nowhere unless
 ``--output`` names a folder.  A peer that cannot be installed is left out, and a line says so.
 """
@@ -114,7 +114,8 @@ def _write(answers: Mapping[Question, Answer], setting: str, folder: Path) -> No
     charts = [chart for answer in answers.values() for chart in answer.findings.charts]
     drawn = draw(charts, folder)
     sections = [
-        (one.name, one.asks, answer.setting, answer.findings) for one, answer in answers.items()
+        (one.name, f"{one.asks}\n\n{one.explanation}", answer.setting, answer.findings)
+        for one, answer in answers.items()
     ]
     text = report(setting, goals_table(_figures(answers)), sections, drawn)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -62,7 +62,7 @@ class Found(Protocol):
         """Return what must be known beside."""
 
 
-# A benchmark's name, what it asks, what it was run with, and what it found.
+# A benchmark's name, what it asks and how, what it was run with, and what it found.
 Section = tuple[str, str, str, Found]
 
 _INTRODUCTION = """\
