@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in chosen:
             print(f"{one.name:<16} {one.asks}")
         return 0
+    # So that a benchmark under way is ended, and the server stopped, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     answers, setting = _run(chosen, options)
     _show(answers)
     print(setting)
