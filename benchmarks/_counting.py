@@ -19,7 +19,8 @@ from sqlalchemy import URL
 
 from asyncsession_kit.testing import ThreadedFaultProxy
 
-from ._idioms import TaskSide, ThreadSide, Workload
+from ._idioms import TaskSide, ThreadSide
+from ._workloads import Workload
 
 HOST = "127.0.0.1"
 
@@ -53,14 +54,14 @@ def task_counts(url: URL) -> Iterator[Count]:
     selector = _CountingSelector()
 
     def count(idiom: str, workload: Workload) -> Counts:
-        block, work = side.blocks[idiom], workload.in_task
+        block = side.blocks[idiom]
 
         def once() -> Counts:
             proxy.reset_counts()
-            greenlets, tasks, turns = side.run(_count_inside(block(work, 1), selector))
+            greenlets, tasks, turns = side.run(_count_inside(block(workload, 1), selector))
             return Counts(proxy.round_trips, len(proxy.executed), greenlets, tasks, turns)
 
-        side.run(block(work, _WARM_UP))
+        side.run(block(workload, _WARM_UP))
         return _agreed([once() for _ in range(_REPEATS)], idiom, workload)
 
     with (
@@ -75,14 +76,14 @@ def thread_counts(url: URL) -> Iterator[Count]:
     """Yield a function that counts what an idiom of threads does on this PostgreSQL database."""
 
     def count(idiom: str, workload: Workload) -> Counts:
-        block, work = side.blocks[idiom], workload.in_thread
+        block = side.blocks[idiom]
 
         def once() -> Counts:
             proxy.reset_counts()
-            block(work, 1)
+            block(workload, 1)
             return Counts(proxy.round_trips, len(proxy.executed))
 
-        block(work, _WARM_UP)
+        block(workload, _WARM_UP)
         return _agreed([once() for _ in range(_REPEATS)], idiom, workload)
 
     with _proxy(url) as proxy, ThreadSide(_through(proxy, url)) as side:

@@ -1,18 +1,19 @@
-"""What is compared: ways to open and end a session, and what is done in between."""
+"""What is compared: ways to open and end a session, or a driver's connection."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import URL, Select, create_engine, literal, select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+import asyncpg
+import psycopg
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import create_async_engine as new_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -24,135 +25,68 @@ from asyncsession_kit import (
     setup_database_connection,
 )
 
+from ._stub import stub_engine
+from ._workloads import Workload
+
 if TYPE_CHECKING:
     from typing import Self
 
 T = TypeVar("T")
 
-AsyncWork = Callable[[AsyncSession], Coroutine[Any, Any, None]]
-Work = Callable[[Session], None]
-# Runs the work in so many scopes, one after the other.
-AsyncBlock = Callable[[AsyncWork, int], Coroutine[Any, Any, None]]
-Block = Callable[[Work, int], None]
-AsyncMaker = async_sessionmaker[AsyncSession]
-Maker = sessionmaker[Session]
+# Runs the workload in so many scopes, one after the other.
+AsyncBlock = Callable[[Workload, int], Coroutine[Any, Any, None]]
+Block = Callable[[Workload, int], None]
+AsyncScope = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+Scope = Callable[[], AbstractContextManager[Session]]
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-ASYNCPG = "postgresql+asyncpg"
-PSYCOPG = "postgresql+psycopg"
+TASK_DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+THREAD_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite"}
+PSYCOPG = THREAD_DRIVERS["postgresql"]
+
+# Every pool has this many connections and no more, so that many tasks compare like with like.
+POOL_SIZE = 10
 
 TEXTBOOK = "textbook"
 CONTROL = "textbook again (A/A)"
+PRE_PING = "textbook, pool_pre_ping"
 MAKER_BEGIN = "maker.begin()"
 BY_HAND = "commit by hand"
 ASYNC_FUNCTION = "async_session_scope()"
 ASYNC_METHOD = "AsyncDatabase.session_scope()"
 FUNCTION = "session_scope()"
 METHOD = "Database.session_scope()"
-TASK_IDIOMS = (TEXTBOOK, MAKER_BEGIN, BY_HAND, ASYNC_FUNCTION, ASYNC_METHOD)
-THREAD_IDIOMS = (TEXTBOOK, MAKER_BEGIN, BY_HAND, FUNCTION, METHOD)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "asyncsession_kit_benchmark"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
-
-
-# --- workloads ------------------------------------------------------------------------------------
-
-# Two ways to come by a statement.  One that is made beforehand leaves hardly anything but the scope
-# to be measured.  Applications make theirs where they are used, and looking into a new one costs
-# more, because SQLAlchemy keeps what it finds there with the statement.
-LITERAL = select(literal(1))
-MANY = 10
-
-
-def _entity_query() -> Select[Item]:
-    return select(Item).where(Item.id == 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Is what is done inside of one scope, in a task and in a thread."""
-
-    name: str
-    in_task: AsyncWork
-    in_thread: Work
-
-
-async def _async_nothing(session: AsyncSession) -> None:
-    pass
-
-
-def _nothing(session: Session) -> None:
-    pass
-
-
-async def _async_select(session: AsyncSession) -> None:
-    (await session.execute(LITERAL)).scalar_one()
-
-
-def _select(session: Session) -> None:
-    session.execute(LITERAL).scalar_one()
-
-
-async def _async_entity(session: AsyncSession) -> None:
-    (await session.scalars(_entity_query())).one()
-
-
-def _entity(session: Session) -> None:
-    session.scalars(_entity_query()).one()
-
-
-async def _async_insert(session: AsyncSession) -> None:
-    session.add(Item(text="text"))
-
-
-def _insert(session: Session) -> None:
-    session.add(Item(text="text"))
-
-
-async def _async_many(session: AsyncSession) -> None:
-    for _ in range(MANY):
-        await _async_select(session)
-
-
-def _many(session: Session) -> None:
-    for _ in range(MANY):
-        _select(session)
-
-
-EMPTY = Workload("empty", _async_nothing, _nothing)
-SELECT = Workload("one select", _async_select, _select)
-SELECT_ENTITY = Workload("one entity", _async_entity, _entity)
-INSERT = Workload("one insert", _async_insert, _insert)
-SELECTS = Workload("ten selects", _async_many, _many)
-WORKLOADS = (EMPTY, SELECT, SELECT_ENTITY, INSERT, SELECTS)
+READ_ONLY = "scope, read_only=True"
+READ_ALONE = "scope, snapshot=False"
+RAW_TASK = "asyncpg pool, transaction()"
+RAW_THREAD = "psycopg connection, transaction()"
+READERS = (READ_ONLY, READ_ALONE)
+TASK_IDIOMS = (TEXTBOOK, PRE_PING, MAKER_BEGIN, BY_HAND, ASYNC_FUNCTION, ASYNC_METHOD)
+THREAD_IDIOMS = (TEXTBOOK, PRE_PING, MAKER_BEGIN, BY_HAND, FUNCTION, METHOD)
 
 
 # --- idioms of tasks ------------------------------------------------------------------------------
 
 
-def _async_textbook(maker: AsyncMaker) -> AsyncBlock:
-    async def block(work: AsyncWork, times: int) -> None:
+def async_textbook(maker: async_sessionmaker[AsyncSession]) -> AsyncBlock:
+    """Return what documentation shows."""
+
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             async with maker() as session, session.begin():
-                await work(session)
+                await workload.in_task(session)
 
     return block
 
 
-def _async_by_hand(maker: AsyncMaker) -> AsyncBlock:
-    async def block(work: AsyncWork, times: int) -> None:
+def async_by_hand(maker: async_sessionmaker[AsyncSession]) -> AsyncBlock:
+    """Return what is written where no context manager is."""
+
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             session = maker()
             try:
-                await work(session)
+                await workload.in_task(session)
                 await session.commit()
             except BaseException:
                 await session.rollback()
@@ -163,38 +97,47 @@ def _async_by_hand(maker: AsyncMaker) -> AsyncBlock:
     return block
 
 
-def _async_scopes(scope: Callable[[], AbstractAsyncContextManager[AsyncSession]]) -> AsyncBlock:
-    async def block(work: AsyncWork, times: int) -> None:
+def async_scopes(scope: AsyncScope) -> AsyncBlock:
+    """Return the use of a context manager that yields a session and commits."""
+
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             async with scope() as session:
-                await work(session)
+                await workload.in_task(session)
 
     return block
 
 
-class TaskSide:
-    """Is the idioms of tasks, on asyncpg, in one event loop of its own."""
+class _AsyncpgPool:
+    """Is the driver's own pool, opened by the first unit."""
 
-    def __init__(
-        self, url: URL, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    ) -> None:
+    def __init__(self, url: URL) -> None:
+        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._pool: Any = None
+
+    async def block(self, workload: Workload, times: int) -> None:
+        if self._pool is None:
+            self._pool = await asyncpg.create_pool(self._dsn, min_size=1, max_size=POOL_SIZE)
+        raw = workload.raw
+        sql = raw.sql.replace("%s", "$1")
+        for _ in range(times):
+            async with self._pool.acquire() as connection, connection.transaction():
+                for _ in range(raw.times if sql else 0):
+                    await connection.fetch(sql, *raw.parameters)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+
+
+class LoopSide:
+    """Is idioms of tasks, in one event loop of its own."""
+
+    blocks: Mapping[str, AsyncBlock]
+
+    def __init__(self, loop_factory: LoopFactory | None = None) -> None:
         self._runner = asyncio.Runner(loop_factory=loop_factory)
-        self._name = "benchmark of tasks"
-        setup_database_connection(url, name=self._name)
-        self._database = AsyncDatabase(url)
-        # The control has a pool of its own, as the scopes have, so that it shows what that does.
-        self._engines = [create_async_engine(url.set(drivername=ASYNCPG)) for _ in range(2)]
-        maker, other = (
-            async_sessionmaker(engine, expire_on_commit=False) for engine in self._engines
-        )
-        self.blocks: Mapping[str, AsyncBlock] = {
-            TEXTBOOK: _async_textbook(maker),
-            CONTROL: _async_textbook(other),
-            MAKER_BEGIN: _async_scopes(maker.begin),
-            BY_HAND: _async_by_hand(maker),
-            ASYNC_FUNCTION: _async_scopes(partial(async_session_scope, database=self._name)),
-            ASYNC_METHOD: _async_scopes(self._database.session_scope),
-        }
+        self._engines: list[AsyncEngine] = []
 
     def __enter__(self) -> Self:
         """Return the side itself; connections are opened on first use."""
@@ -203,47 +146,119 @@ class TaskSide:
     def __exit__(self, *exc_info: object) -> None:
         """Close every pool, and the event loop."""
         with self._runner:
-            self.run(self._dispose())
+            self.run(self.dispose())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in this side's event loop."""
         return self._runner.run(coroutine)
 
-    def cpu(self, idiom: str, workload: Workload, times: int) -> float:
-        """Return the CPU seconds, of user and system, that so many scopes take."""
-        return self.run(_async_cpu(self.blocks[idiom], workload.in_task, times))
+    def repeat(self, idiom: str, workload: Workload, times: int) -> None:
+        """Run the workload in so many scopes."""
+        self.run(self.blocks[idiom](workload, times))
 
-    async def _dispose(self) -> None:
-        await async_dispose_database(self._name)
-        await self._database.dispose()
+    async def dispose(self) -> None:
+        """Close what this side has opened."""
         for engine in self._engines:
             await engine.dispose()
 
+    def maker(self, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+        """Return a maker for an engine, which is disposed of at the end."""
+        self._engines.append(engine)
+        return async_sessionmaker(engine, expire_on_commit=False)
 
-async def _async_cpu(block: AsyncBlock, work: AsyncWork, times: int) -> float:
-    start = time.process_time()
-    await block(work, times)
-    return time.process_time() - start
+
+class TaskSide(LoopSide):
+    """Is the idioms of tasks on a database (PostgreSQL by asyncpg, SQLite by aiosqlite)."""
+
+    def __init__(self, url: URL, loop_factory: LoopFactory | None = None) -> None:
+        super().__init__(loop_factory)
+        self._name = f"tasks on {url.get_backend_name()}"
+        setup_database_connection(url, name=self._name, pool_size=POOL_SIZE, max_overflow=0)
+        self._database = AsyncDatabase(url, pool_size=POOL_SIZE, max_overflow=0)
+        # Each has a pool of its own, as the scopes have; the control shows what that does.
+        maker, other, pinging = (
+            self.maker(_new_async_engine(url, pool_pre_ping=ping)) for ping in (False, False, True)
+        )
+        function = partial(async_session_scope, database=self._name)
+        self.blocks: dict[str, AsyncBlock] = {
+            TEXTBOOK: async_textbook(maker),
+            CONTROL: async_textbook(other),
+            PRE_PING: async_textbook(pinging),
+            MAKER_BEGIN: async_scopes(maker.begin),
+            BY_HAND: async_by_hand(maker),
+            ASYNC_FUNCTION: async_scopes(function),
+            ASYNC_METHOD: async_scopes(self._database.session_scope),
+            READ_ONLY: async_scopes(partial(function, read_only=True)),
+        }
+        self._raw: _AsyncpgPool | None = None
+        if url.get_backend_name() == "postgresql":
+            self._raw = _AsyncpgPool(url)
+            self.blocks[READ_ALONE] = async_scopes(
+                partial(function, read_only=True, snapshot=False)
+            )
+            self.blocks[RAW_TASK] = self._raw.block
+
+    async def dispose(self) -> None:
+        """Close what this side has opened."""
+        await async_dispose_database(self._name)
+        await self._database.dispose()
+        if self._raw is not None:
+            await self._raw.close()
+        await super().dispose()
+
+
+def _new_async_engine(url: URL, pool_pre_ping: bool) -> AsyncEngine:
+    return new_async_engine(
+        url.set(drivername=TASK_DRIVERS[url.get_backend_name()]),
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_pre_ping=pool_pre_ping,
+    )
+
+
+class StubSide(LoopSide):
+    """Is the idioms of tasks on a driver that answers at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._database = AsyncDatabase(stub_engine(), name="tasks on a stub")
+        maker, other = self.maker(stub_engine()), self.maker(stub_engine())
+        self.blocks = {
+            TEXTBOOK: async_textbook(maker),
+            CONTROL: async_textbook(other),
+            MAKER_BEGIN: async_scopes(maker.begin),
+            BY_HAND: async_by_hand(maker),
+            ASYNC_METHOD: async_scopes(partial(self._database.session_scope, name="benchmark")),
+        }
+
+    async def dispose(self) -> None:
+        """Close what this side has opened."""
+        await self._database.dispose()
+        await super().dispose()
 
 
 # --- idioms of threads ----------------------------------------------------------------------------
 
 
-def _textbook(maker: Maker) -> Block:
-    def block(work: Work, times: int) -> None:
+def textbook(maker: sessionmaker[Session]) -> Block:
+    """Return what documentation shows."""
+
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             with maker() as session, session.begin():
-                work(session)
+                workload.in_thread(session)
 
     return block
 
 
-def _by_hand(maker: Maker) -> Block:
-    def block(work: Work, times: int) -> None:
+def by_hand(maker: sessionmaker[Session]) -> Block:
+    """Return what is written where no context manager is."""
+
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             session = maker()
             try:
-                work(session)
+                workload.in_thread(session)
                 session.commit()
             except BaseException:
                 session.rollback()
@@ -254,32 +269,66 @@ def _by_hand(maker: Maker) -> Block:
     return block
 
 
-def _scopes(scope: Callable[[], AbstractContextManager[Session]]) -> Block:
-    def block(work: Work, times: int) -> None:
+def scopes(scope: Scope) -> Block:
+    """Return the use of a context manager that yields a session and commits."""
+
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             with scope() as session:
-                work(session)
+                workload.in_thread(session)
 
     return block
 
 
-class ThreadSide:
-    """Is the idioms of threads, on psycopg, all in the calling thread."""
+class _PsycopgConnection:
+    """Is one connection of the driver that is kept, opened by the first unit."""
 
     def __init__(self, url: URL) -> None:
-        self._name = "benchmark of threads"
-        setup_database_connection(url, name=self._name)
-        self._database = Database(url)
-        self._engines = [create_engine(url.set(drivername=PSYCOPG)) for _ in range(2)]
-        maker, other = (sessionmaker(engine, expire_on_commit=False) for engine in self._engines)
-        self.blocks: Mapping[str, Block] = {
-            TEXTBOOK: _textbook(maker),
-            CONTROL: _textbook(other),
-            MAKER_BEGIN: _scopes(maker.begin),
-            BY_HAND: _by_hand(maker),
-            FUNCTION: _scopes(partial(session_scope, database=self._name)),
-            METHOD: _scopes(self._database.session_scope),
+        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def block(self, workload: Workload, times: int) -> None:
+        if self._connection is None:
+            self._connection = psycopg.connect(self._dsn, autocommit=True)
+        raw, connection = workload.raw, self._connection
+        sql = raw.sql.encode()
+        for _ in range(times):
+            with connection.transaction():
+                for _ in range(raw.times if sql else 0):
+                    connection.execute(sql, raw.parameters or None).fetchall()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class ThreadSide:
+    """Is the idioms of threads (PostgreSQL by psycopg, SQLite), all in the calling thread."""
+
+    def __init__(self, url: URL) -> None:
+        self._name = f"threads on {url.get_backend_name()}"
+        setup_database_connection(url, name=self._name, pool_size=POOL_SIZE, max_overflow=0)
+        self._database = Database(url, pool_size=POOL_SIZE, max_overflow=0)
+        self._engines = [_new_engine(url, pool_pre_ping=ping) for ping in (False, False, True)]
+        maker, other, pinging = (
+            sessionmaker(engine, expire_on_commit=False) for engine in self._engines
+        )
+        function = partial(session_scope, database=self._name)
+        self.blocks: dict[str, Block] = {
+            TEXTBOOK: textbook(maker),
+            CONTROL: textbook(other),
+            PRE_PING: textbook(pinging),
+            MAKER_BEGIN: scopes(maker.begin),
+            BY_HAND: by_hand(maker),
+            FUNCTION: scopes(function),
+            METHOD: scopes(self._database.session_scope),
+            READ_ONLY: scopes(partial(function, read_only=True)),
         }
+        self._raw: _PsycopgConnection | None = None
+        if url.get_backend_name() == "postgresql":
+            self._raw = _PsycopgConnection(url)
+            self.blocks[READ_ALONE] = scopes(partial(function, read_only=True, snapshot=False))
+            self.blocks[RAW_THREAD] = self._raw.block
 
     def __enter__(self) -> Self:
         """Return the side itself; connections are opened on first use."""
@@ -289,12 +338,20 @@ class ThreadSide:
         """Close every pool."""
         dispose_database(self._name)
         self._database.dispose()
+        if self._raw is not None:
+            self._raw.close()
         for engine in self._engines:
             engine.dispose()
 
-    def cpu(self, idiom: str, workload: Workload, times: int) -> float:
-        """Return the CPU seconds, of user and system, that so many scopes take."""
-        block = self.blocks[idiom]
-        start = time.process_time()
-        block(workload.in_thread, times)
-        return time.process_time() - start
+    def repeat(self, idiom: str, workload: Workload, times: int) -> None:
+        """Run the workload in so many scopes."""
+        self.blocks[idiom](workload, times)
+
+
+def _new_engine(url: URL, pool_pre_ping: bool) -> Engine:
+    return create_engine(
+        url.set(drivername=THREAD_DRIVERS[url.get_backend_name()]),
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_pre_ping=pool_pre_ping,
+    )

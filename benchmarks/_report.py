@@ -1,10 +1,11 @@
-"""Tables, for a terminal (with rich where it is installed) and for Markdown."""
+"""Tables, for a terminal (with rich where it is installed), and the report in Markdown."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 _WIDE = 200
 
@@ -31,6 +32,64 @@ class Table:
         """Return the table as Markdown."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(row)} |" for row in lines)])
+
+
+class Drawing(Protocol):
+    """Is a plot, as far as a report shows it."""
+
+    @property
+    def name(self) -> str:
+        """Return its file's name, without the ending."""
+
+    @property
+    def title(self) -> str:
+        """Return what it says for those who do not see it."""
+
+
+class Found(Protocol):
+    """Is what one benchmark found, as far as a report shows it."""
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """Return its tables."""
+
+    @property
+    def charts(self) -> Sequence[Drawing]:
+        """Return its plots."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Return what must be known beside."""
+
+
+# A benchmark's name, what it asks and how, what it was run with, and what it found.
+Section = tuple[str, str, str, Found]
+
+_INTRODUCTION = """\
+Written by `python -m benchmarks`. A cell is a median over rounds in which all idioms took turns,
+and in parentheses lies the middle half of them; a ratio is taken within each round. A difference no
+larger than that of the control ("again (A/A)") says nothing."""
+
+
+def report(setting: str, goals: Table, sections: Sequence[Section], drawn: Collection[str]) -> str:
+    """Return the whole report; only plots that were drawn are shown."""
+    parts = ["# Results", _INTRODUCTION, setting, goals.markdown().replace("###", "##", 1)]
+    for section in sections:
+        parts += _section(*section, drawn)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(
+    name: str, asks: str, setting: str, found: Found, drawn: Collection[str]
+) -> Iterator[str]:
+    yield f"## {name}"
+    yield asks
+    yield "  \n".join([setting, *found.notes])
+    for chart in found.charts:
+        if chart.name in drawn:
+            yield f"![{chart.title}]({chart.name}.svg)"
+    for table in found.tables:
+        yield table.markdown()
 
 
 def show(table: Table) -> None:

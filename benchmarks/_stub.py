@@ -109,6 +109,6 @@ class StubDialect(PGDialect):
 registry.register("postgresql.stub", __name__, "StubDialect")
 
 
-def stub_engine() -> AsyncEngine:
+def stub_engine(**options: Any) -> AsyncEngine:
     """Return an engine on that driver."""
-    return create_async_engine("postgresql+stub://nowhere/nothing")
+    return create_async_engine("postgresql+stub://nowhere/nothing", **options)

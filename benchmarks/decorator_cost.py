@@ -21,12 +21,7 @@ from 1.00, or than its spread, says nothing.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
 
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -34,20 +29,13 @@ from sqlalchemy.orm import Session
 
 from asyncsession_kit import async_session_scope, async_with_session, session_scope, with_session
 
-from ._idioms import (
-    EMPTY,
-    SELECT,
-    SELECT_ENTITY,
-    AsyncBlock,
-    AsyncWork,
-    Block,
-    TaskSide,
-    ThreadSide,
-    Work,
-)
-from ._report import Table, show
-from ._timing import BLOCK, Samples, Spread, measure, spread
-from .scope_cost import benchmark_database
+from ._command import Options, command
+from ._findings import Findings
+from ._idioms import AsyncBlock, Block, TaskSide, ThreadSide
+from ._servers import benchmark_database, server_version
+from ._tables import ratios
+from ._timing import measure, ratio
+from ._workloads import EMPTY, SELECT, SELECT_ENTITY, Workload
 
 ROUNDS = 100
 WORKLOADS = (EMPTY, SELECT, SELECT_ENTITY)
@@ -57,9 +45,6 @@ CONTROL = "scope in the loop again (A/A)"
 FUNCTION = "function with a scope"
 DECORATED = "decorated function"
 DECORATED_KEYWORD = "decorated, session by keyword only"
-
-# What is expected of a decorated function in a task.
-SELECT_AT_MOST = 1.02
 
 
 # --- idioms ---------------------------------------------------------------------------------------
@@ -80,47 +65,47 @@ class DecoratedTasks(TaskSide):
 
 
 def _async_scope(name: str) -> AsyncBlock:
-    async def block(work: AsyncWork, times: int) -> None:
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             async with async_session_scope(database=name) as session:
-                await work(session)
+                await workload.in_task(session)
 
     return block
 
 
 def _async_function(name: str) -> AsyncBlock:
-    async def call(work: AsyncWork) -> None:
+    async def call(workload: Workload) -> None:
         async with async_session_scope(database=name) as session:
-            await work(session)
+            await workload.in_task(session)
 
-    async def block(work: AsyncWork, times: int) -> None:
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
-            await call(work)
+            await call(workload)
 
     return block
 
 
 def _async_decorated(name: str) -> AsyncBlock:
     @async_with_session(database=name)
-    async def call(session: AsyncSession, work: AsyncWork) -> None:
-        await work(session)
+    async def call(session: AsyncSession, workload: Workload) -> None:
+        await workload.in_task(session)
 
-    async def block(work: AsyncWork, times: int) -> None:
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
-            await call(work)
+            await call(workload)
 
     return block
 
 
 def _async_decorated_keyword(name: str) -> AsyncBlock:
     @async_with_session(database=name)
-    async def call(work: AsyncWork, *, session: AsyncSession | None = None) -> None:
+    async def call(workload: Workload, *, session: AsyncSession | None = None) -> None:
         assert session is not None
-        await work(session)
+        await workload.in_task(session)
 
-    async def block(work: AsyncWork, times: int) -> None:
+    async def block(workload: Workload, times: int) -> None:
         for _ in range(times):
-            await call(work)
+            await call(workload)
 
     return block
 
@@ -139,34 +124,34 @@ class DecoratedThreads(ThreadSide):
 
 
 def _scope(name: str) -> Block:
-    def block(work: Work, times: int) -> None:
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
             with session_scope(database=name) as session:
-                work(session)
+                workload.in_thread(session)
 
     return block
 
 
 def _function(name: str) -> Block:
-    def call(work: Work) -> None:
+    def call(workload: Workload) -> None:
         with session_scope(database=name) as session:
-            work(session)
+            workload.in_thread(session)
 
-    def block(work: Work, times: int) -> None:
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
-            call(work)
+            call(workload)
 
     return block
 
 
 def _decorated(name: str) -> Block:
     @with_session(database=name)
-    def call(session: Session, work: Work) -> None:
-        work(session)
+    def call(session: Session, workload: Workload) -> None:
+        workload.in_thread(session)
 
-    def block(work: Work, times: int) -> None:
+    def block(workload: Workload, times: int) -> None:
         for _ in range(times):
-            call(work)
+            call(workload)
 
     return block
 
@@ -174,73 +159,28 @@ def _decorated(name: str) -> Block:
 # --- running --------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = _parser().parse_args(arguments)
-    load = os.getloadavg()[0]
+def look(options: Options) -> Findings:
+    """Measure in tasks and in threads."""
     with benchmark_database(options.url) as url:
         with DecoratedTasks(url) as tasks:
-            in_tasks = measure(tasks, WORKLOADS, options.rounds)
+            in_tasks = measure(tasks, WORKLOADS, options.rounds).cpu
         with DecoratedThreads(url) as threads:
-            in_threads = measure(threads, WORKLOADS, options.rounds)
-    setting = _setting(options.rounds, load)
-    shown = list(_tables(in_tasks, in_threads))
-    print(setting, end="\n\n")
-    for table in shown:
-        show(table)
-    if options.markdown is not None:
-        parts = [setting, *(table.markdown() for table in shown)]
-        options.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decorator_cost", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    parser.add_argument(
-        "--url", help="a PostgreSQL database, without TLS; default: a server for this run"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables there")
-    return parser
-
-
-def _setting(rounds: int, load: float) -> str:
-    names = ("sqlalchemy", "asyncpg", "psycopg")
-    return (
-        f"Python {platform.python_version()},"
-        f" {', '.join(f'{name} {version(name)}' for name in names)}; {rounds} rounds of"
-        f" {BLOCK * 1000:g} ms per idiom and workload; {os.cpu_count()} cores,"
-        f" load {load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end"
+            in_threads = measure(threads, WORKLOADS, options.rounds).cpu
+        version = server_version(url)
+    title = "CPU time per call against a scope in the loop"
+    return Findings(
+        [
+            ratios(f"Tasks (asyncpg): {title}", in_tasks, WORKLOADS, SCOPE),
+            ratios(f"Threads (psycopg): {title}", in_threads, WORKLOADS, SCOPE),
+        ],
+        {"decorator": ratio(in_tasks, SELECT.name, DECORATED, SCOPE)},
+        notes=[version],
     )
 
 
-def _tables(in_tasks: Samples, in_threads: Samples) -> Iterator[Table]:
-    for world, samples in (("Tasks (asyncpg)", in_tasks), ("Threads (psycopg)", in_threads)):
-        rows = [
-            [idiom, *(_cell(samples, workload.name, idiom) for workload in WORKLOADS)]
-            for idiom in dict.fromkeys(idiom for _, idiom in samples)
-        ]
-        header = ("idiom", *(workload.name for workload in WORKLOADS))
-        yield Table(f"{world}: CPU time per call against a scope in the loop", header, rows)
-    found = _ratio(in_tasks, SELECT.name, DECORATED)
-    met = "yes" if round(found.median, 2) <= SELECT_AT_MOST else "NO"
-    yield Table(
-        "What is expected of a decorated function",
-        ("what", "expected", "found", "met"),
-        [[f"CPU time, {SELECT.name}", f"<= {SELECT_AT_MOST:.2f}", str(found), met]],
-    )
-
-
-def _cell(samples: Samples, workload: str, idiom: str) -> str:
-    if idiom == SCOPE:
-        return f"1 = {spread(samples[workload, idiom]).median * 1e6:.1f} us"
-    return str(_ratio(samples, workload, idiom))
-
-
-def _ratio(samples: Samples, workload: str, idiom: str) -> Spread:
-    pairs = zip(samples[workload, idiom], samples[workload, SCOPE], strict=True)
-    return spread([mine / scope for mine, scope in pairs])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and show what was found."""
+    command("decorator_cost", __doc__, look, ROUNDS, arguments)
 
 
 if __name__ == "__main__":

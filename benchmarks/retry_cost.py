@@ -18,14 +18,8 @@ The control is the bare call once more.  A difference no larger than the control
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import platform
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,9 +35,11 @@ from asyncsession_kit import (
     with_session,
 )
 
-from ._idioms import Workload
-from ._report import Table, show
-from ._timing import BLOCK, Samples, measure, spread
+from ._command import Options, command
+from ._findings import Findings
+from ._report import Table
+from ._timing import Samples, difference, measure, spread
+from ._workloads import Workload
 
 if TYPE_CHECKING:
     from typing import Self
@@ -58,9 +54,6 @@ RETRY_NUMBERS = "with_retry(fn, 1, max_retries=3, retry_delay=1)"
 RETRY_POLICY = "with_retry(fn, 1, policy=policy)"
 DECORATED = "decorated function"
 DECORATED_RETRY = "decorated function, retry=3"
-
-# What is expected of the wrapper, in microseconds.
-AT_MOST = 3.0
 
 POLICY = RetryPolicy(attempts=5, delay=0.1, deadline=10)
 TimesRun = Callable[[int], None]
@@ -83,12 +76,9 @@ class _World:
     def __init__(self, blocks: Mapping[str, TimesRun]) -> None:
         self.blocks = blocks
 
-    def cpu(self, idiom: str, workload: Workload, times: int) -> float:
-        """Return the CPU seconds that so many calls take."""
-        block = self.blocks[idiom]
-        before = time.process_time()
-        block(times)
-        return time.process_time() - before
+    def repeat(self, idiom: str, workload: Workload, times: int) -> None:
+        """Make so many calls."""
+        self.blocks[idiom](times)
 
 
 class Tasks(_World):
@@ -218,77 +208,37 @@ CALL = Workload("call", _async_nothing, _nothing)
 # --- running --------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = _parser().parse_args(arguments)
-    load = os.getloadavg()[0]
+def look(options: Options) -> Findings:
+    """Measure in tasks and in threads."""
     setup_database_connection("sqlite://", name=NAME)
     with Tasks() as tasks:
-        in_tasks = measure(tasks, [CALL], options.rounds)
-    in_threads = measure(Threads(), [CALL], options.rounds)
+        in_tasks = measure(tasks, [CALL], options.rounds).cpu
+    in_threads = measure(Threads(), [CALL], options.rounds).cpu
     dispose_database(NAME)
-    setting = _setting(options.rounds, load)
-    shown = list(_tables(in_tasks, in_threads))
-    print(setting, end="\n\n")
-    for table in shown:
-        show(table)
-    if options.markdown is not None:
-        parts = [setting, *(table.markdown() for table in shown)]
-        options.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.retry_cost", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables there")
-    return parser
-
-
-def _setting(rounds: int, load: float) -> str:
-    return (
-        f"Python {platform.python_version()}, sqlalchemy {version('sqlalchemy')}; {rounds} rounds"
-        f" of {BLOCK * 1000:g} ms per idiom; {os.cpu_count()} cores, load {load:.1f} at the start"
-        f" and {os.getloadavg()[0]:.1f} at the end"
+    return Findings(
+        [_table("Tasks", in_tasks), _table("Threads", in_threads)],
+        {
+            "retry tasks": difference(in_tasks, CALL.name, RETRY, BARE),
+            "retry threads": difference(in_threads, CALL.name, RETRY, BARE),
+            "retry decorator": difference(in_tasks, CALL.name, DECORATED_RETRY, DECORATED),
+        },
     )
 
 
-def _tables(in_tasks: Samples, in_threads: Samples) -> Iterator[Table]:
-    for world, samples in (("Tasks", in_tasks), ("Threads", in_threads)):
-        rows = [
-            [idiom, _shown(samples, idiom, None), _shown(samples, idiom, BARE)]
-            for _, idiom in samples
-        ]
-        header = ("idiom", "microseconds per call", "more than the bare call")
-        yield Table(f"{world}: CPU time per call that succeeds", header, rows)
-    yield Table(
-        "What is expected of the wrapper, in microseconds",
-        ("what", "expected", "found", "met"),
-        [
-            _expected("tasks", in_tasks, RETRY, BARE),
-            _expected("threads", in_threads, RETRY, BARE),
-            _expected("tasks", in_tasks, DECORATED_RETRY, DECORATED),
-            _expected("threads", in_threads, DECORATED_RETRY, DECORATED),
-        ],
-    )
+def _table(world: str, samples: Samples) -> Table:
+    rows = [[idiom, *_cells(samples, idiom)] for _, idiom in samples]
+    header = ("idiom", "microseconds per call", "more than the bare call")
+    return Table(f"{world}: CPU time per call that succeeds", header, rows)
 
 
-def _expected(world: str, samples: Samples, idiom: str, against: str) -> list[str]:
-    found = _microseconds(samples, idiom, against)
-    met = "yes" if spread(found).median < AT_MOST else "NO"
-    what = f"{world}: {idiom}, more than the {against}"
-    return [what, f"< {AT_MOST:.0f}", _shown(samples, idiom, against), met]
+def _cells(samples: Samples, idiom: str) -> tuple[str, str]:
+    times = spread([seconds * 1e6 for seconds in samples[CALL.name, idiom]])
+    return str(times), str(difference(samples, CALL.name, idiom, BARE))
 
 
-def _shown(samples: Samples, idiom: str, against: str | None) -> str:
-    return str(spread(_microseconds(samples, idiom, against)))
-
-
-def _microseconds(samples: Samples, idiom: str, against: str | None) -> list[float]:
-    mine = samples[CALL.name, idiom]
-    others = [0.0] * len(mine) if against is None else samples[CALL.name, against]
-    return [(one - other) * 1e6 for one, other in zip(mine, others, strict=True)]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and show what was found."""
+    command("retry_cost", __doc__, look, ROUNDS, arguments)
 
 
 if __name__ == "__main__":

@@ -18,20 +18,20 @@ What would change a decision: events of the engine that cost less than "on" woul
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import event
 
 from asyncsession_kit import AsyncDatabase, SessionOptions, configure_session
 from asyncsession_kit.config import reset_session_config
 
-from ._idioms import SELECT, SELECTS, Workload
-from ._report import Table, show
+from ._command import Options, command
+from ._findings import Findings
+from ._report import Table
 from ._stub import stub_engine
-from ._timing import measure, spread
+from ._timing import difference, measure, ratio, spread
+from ._workloads import SELECT, SELECTS, Workload
 
 ROUNDS = 60
 NEVER, CONTROL, OFF, ON = "never on", "never on again (A/A)", "off", "on"
@@ -80,34 +80,34 @@ class _Side:
 
         return lambda workload, times: self._runner.run(run(workload, times))
 
-    def cpu(self, idiom: str, workload: Workload, times: int) -> float:
-        """Return the CPU seconds that so many scopes take."""
-        before = time.process_time()
+    def repeat(self, idiom: str, workload: Workload, times: int) -> None:
+        """Run so many scopes."""
         self.blocks[idiom](workload, times)
-        return time.process_time() - before
 
 
-def main() -> None:
-    """Measure, and show what was found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.statement_cost")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    rounds = parser.parse_args().rounds
+def look(options: Options) -> Findings:
+    """Measure every way."""
     with asyncio.Runner() as runner:
         side = _Side(runner)
-        samples = measure(side, WORKLOADS, rounds)
+        samples = measure(side, WORKLOADS, options.rounds).cpu
         for database in side.databases.values():
             runner.run(database.dispose())
     rows = []
     for workload in WORKLOADS:
-        base = samples[workload.name, NEVER]
-        rows.append([workload.name, NEVER, f"{spread(base).median * 1e6:.0f}", "", ""])
+        base = spread(samples[workload.name, NEVER]).median
+        rows.append([workload.name, NEVER, f"{base * 1e6:.0f}", "", ""])
         for name in list(side.blocks)[1:]:
-            mine = samples[workload.name, name]
-            pairs = list(zip(mine, base, strict=True))
-            more = spread([(one - zero) * 1e6 for one, zero in pairs])
-            ratio = spread([one / zero for one, zero in pairs])
-            rows.append([workload.name, name, "", str(more), str(ratio)])
-    show(Table("CPU time per scope", ("scope", "way", "us", "us more", "ratio"), rows))
+            more = str(difference(samples, workload.name, name, NEVER))
+            rows.append(
+                [workload.name, name, "", more, str(ratio(samples, workload.name, name, NEVER))]
+            )
+    header = ("scope", "way", "us", "us more", "ratio")
+    return Findings([Table("CPU time per scope, statements counted", header, rows)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and show what was found."""
+    command("statement_cost", __doc__, look, ROUNDS, arguments)
 
 
 if __name__ == "__main__":

@@ -20,32 +20,25 @@ The control is "off" once more.  A difference no larger than the control's says 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import URL
 
 from asyncsession_kit import AsyncDatabase, Database, configure_session
 
-from ._idioms import EMPTY, SELECT, Workload
-from ._report import Table, show
+from ._command import Options, command
+from ._findings import Findings
+from ._report import Table
+from ._servers import benchmark_database, server_version
 from ._stub import stub_engine
-from ._timing import BLOCK, Samples, measure, spread
-from .scope_cost import benchmark_database
+from ._timing import Samples, Spread, difference, measure, ratio, spread
+from ._workloads import EMPTY, SELECT, Workload
 
 ROUNDS = 100
 ON, OFF, CONTROL = "on", "off", "off again (A/A)"
 WORKLOADS = (EMPTY, SELECT)
 
-# What is expected: microseconds of an empty scope, and ratios of one with a select.
-EMPTY_AT_MOST = 1.5
-STUB_AT_MOST, SERVER_AT_MOST = 1.05, 1.02
 STUB, TASKS, THREADS = "tasks, stub", "tasks, PostgreSQL", "threads, PostgreSQL"
 
 Run = Callable[[Workload, int], None]
@@ -58,12 +51,10 @@ class _Side:
         self._run = run
         self.blocks: Mapping[str, bool] = {OFF: False, CONTROL: False, ON: True}
 
-    def cpu(self, idiom: str, workload: Workload, times: int) -> float:
-        """Return the CPU seconds that so many scopes take."""
+    def repeat(self, idiom: str, workload: Workload, times: int) -> None:
+        """Run so many scopes."""
         configure_session(enable_monitoring=self.blocks[idiom])
-        before = time.process_time()
         self._run(workload, times)
-        return time.process_time() - before
 
 
 def _in_tasks(database: AsyncDatabase, runner: asyncio.Runner) -> Run:
@@ -84,53 +75,34 @@ def _in_threads(database: Database) -> Run:
     return block
 
 
-def look(url: URL, rounds: int) -> dict[str, Samples]:
+def look(options: Options) -> Findings:
     """Measure each way to run scopes."""
+    with benchmark_database(options.url) as url:
+        found = _measured(url, options.rounds)
+        version = server_version(url)
+    figures = {
+        "stats select": ratio(found[STUB], SELECT.name, ON, OFF),
+        "stats empty": difference(found[STUB], EMPTY.name, ON, OFF),
+    }
+    return Findings([_table(found)], figures, notes=[version])
+
+
+def _measured(url: URL, rounds: int) -> dict[str, Samples]:
     found: dict[str, Samples] = {}
     with asyncio.Runner() as runner:
         for name, database in (
             (STUB, AsyncDatabase(stub_engine(), name=STUB)),
             (TASKS, AsyncDatabase(url, name=TASKS)),
         ):
-            found[name] = measure(_Side(_in_tasks(database, runner)), WORKLOADS, rounds)
+            found[name] = measure(_Side(_in_tasks(database, runner)), WORKLOADS, rounds).cpu
             runner.run(database.dispose())
     in_threads = Database(url, name=THREADS)
-    found[THREADS] = measure(_Side(_in_threads(in_threads)), WORKLOADS, rounds)
+    found[THREADS] = measure(_Side(_in_threads(in_threads)), WORKLOADS, rounds).cpu
     in_threads.dispose()
     return found
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def _microseconds(samples: Samples, workload: Workload, idiom: str) -> list[float]:
-    pairs = zip(samples[workload.name, idiom], samples[workload.name, OFF], strict=True)
-    return [(mine - off) * 1e6 for mine, off in pairs]
-
-
-def _ratios(samples: Samples, workload: Workload, idiom: str) -> list[float]:
-    pairs = zip(samples[workload.name, idiom], samples[workload.name, OFF], strict=True)
-    return [mine / off for mine, off in pairs]
-
-
-def _precise(values: Sequence[float]) -> str:
-    found = spread(values)
-    return f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})"
-
-
-def tables(found: Mapping[str, Samples]) -> Iterator[Table]:
-    """Yield what is to be shown."""
-    rows = [
-        [
-            side,
-            workload.name,
-            f"{spread(samples[workload.name, OFF]).median * 1e6:.1f}",
-            *(str(spread(_microseconds(samples, workload, idiom))) for idiom in (CONTROL, ON)),
-            *(_precise(_ratios(samples, workload, idiom)) for idiom in (CONTROL, ON)),
-        ]
-        for side, samples in found.items()
-        for workload in WORKLOADS
-    ]
+def _table(found: Mapping[str, Samples]) -> Table:
     header = (
         "where",
         "scope",
@@ -140,60 +112,29 @@ def tables(found: Mapping[str, Samples]) -> Iterator[Table]:
         CONTROL,
         "on / off",
     )
-    yield Table("CPU time per scope", header, rows)
-    yield _expectations(found)
+    rows = [
+        [side, workload.name, *_cells(samples, workload.name)]
+        for side, samples in found.items()
+        for workload in WORKLOADS
+    ]
+    return Table("CPU time per scope with the statistics on and off", header, rows)
 
 
-def _expectations(found: Mapping[str, Samples]) -> Table:
-    rows = []
-    for side, samples in found.items():
-        more = _microseconds(samples, EMPTY, ON)
-        met = spread(more).median <= EMPTY_AT_MOST
-        rows.append([f"{side}: empty, us", f"<= {EMPTY_AT_MOST}", str(spread(more)), _met(met)])
-    for side, most in ((STUB, STUB_AT_MOST), (TASKS, SERVER_AT_MOST), (THREADS, SERVER_AT_MOST)):
-        ratios = _ratios(found[side], SELECT, ON)
-        met = round(spread(ratios).median, 2) <= most
-        rows.append([f"{side}: one select, ratio", f"<= {most}", _precise(ratios), _met(met)])
-    return Table("What is expected", ("what", "expected", "found", "met"), rows)
+def _cells(samples: Samples, workload: str) -> list[str]:
+    return [
+        f"{spread(samples[workload, OFF]).median * 1e6:.1f}",
+        *(str(difference(samples, workload, idiom, OFF)) for idiom in (CONTROL, ON)),
+        *(_precise(ratio(samples, workload, idiom, OFF)) for idiom in (CONTROL, ON)),
+    ]
 
 
-def _met(met: bool) -> str:
-    return "yes" if met else "NO"
-
-
-# --- running --------------------------------------------------------------------------------------
+def _precise(found: Spread) -> str:
+    return f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and show what was found."""
-    options = _parser().parse_args(arguments)
-    load = os.getloadavg()[0]
-    with benchmark_database(options.url) as url:
-        found = look(url, options.rounds)
-    setting = (
-        f"Python {platform.python_version()}, sqlalchemy {version('sqlalchemy')};"
-        f" {options.rounds} rounds of {BLOCK * 1000:g} ms; {os.cpu_count()} cores, load {load:.1f}"
-        f" at the start and {os.getloadavg()[0]:.1f} at the end"
-    )
-    shown = list(tables(found))
-    print(setting, end="\n\n")
-    for table in shown:
-        show(table)
-    if options.markdown is not None:
-        parts = [setting, *(table.markdown() for table in shown)]
-        options.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stats_cost", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    parser.add_argument(
-        "--url", help="a PostgreSQL database, without TLS; default: a server for this run"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables there")
-    return parser
+    command("stats_cost", __doc__, look, ROUNDS, arguments)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,32 @@
-"""The counts of ``benchmarks.scope_cost``: what a scope costs as far as no noise can change it.
+"""The counts of ``benchmarks.scope_counts``: what a scope costs as far as no noise can change it.
 
-Time is never tested here; the benchmark itself shows it.
+Time is never tested here; the benchmarks themselves show it.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
 from benchmarks._counting import Count, Counts, task_counts, thread_counts
+from benchmarks._goals import GOALS
 from benchmarks._idioms import (
     ASYNC_FUNCTION,
     ASYNC_METHOD,
-    EMPTY,
     FUNCTION,
-    INSERT,
     METHOD,
-    SELECT,
-    SELECT_ENTITY,
-    SELECTS,
+    PRE_PING,
+    READ_ALONE,
     TEXTBOOK,
-    Workload,
 )
-from benchmarks._report import Table
-from benchmarks.scope_cost import benchmark_database
+from benchmarks._servers import benchmark_database
+from benchmarks._workloads import EMPTY, INSERT, SELECT, SELECT_ENTITY, SELECTS, Workload
+from benchmarks.scope_counts import figures
 
-from .support.fixtures import PgDatabase
 from .support.postgres import PostgresCluster
 
-ROOT = Path(__file__).parent.parent
 NAME = "benchmark_counts"
 
 
@@ -67,6 +60,13 @@ def test_the_counters_see_what_the_textbook_costs(in_task: Count) -> None:
     assert (counts.greenlets, counts.tasks) == (4, 1)
 
 
+@pytest.mark.parametrize("workload", [SELECT, INSERT], ids=lambda workload: workload.name)
+def test_a_pool_that_asks_takes_twice_the_round_trips(in_task: Count, workload: Workload) -> None:
+    """On asyncpg ``pool_pre_ping`` costs three round trips; a scope's liveness costs none."""
+    assert in_task(PRE_PING, workload).round_trips == 6
+    assert in_task(ASYNC_FUNCTION, workload).round_trips == 3
+
+
 @pytest.mark.parametrize("idiom", [ASYNC_FUNCTION, ASYNC_METHOD])
 def test_an_empty_scope_costs_nothing_that_counts(in_task: Count, idiom: str) -> None:
     """A scope that never reaches the database sends nothing and makes no greenlet and no task."""
@@ -80,6 +80,7 @@ def test_a_select_costs_one_greenlet_more(in_task: Count, idiom: str, workload: 
     counts = in_task(idiom, workload)
     assert (counts.round_trips, counts.statements, counts.tasks) == (3, 3, 0)
     assert counts.greenlets <= 2
+    assert counts.turns <= 6
 
 
 @pytest.mark.parametrize("idiom", [ASYNC_FUNCTION, ASYNC_METHOD])
@@ -89,6 +90,7 @@ def test_an_insert_costs_one_task(in_task: Count, idiom: str) -> None:
     assert (counts.round_trips, counts.statements) == (3, 3)
     assert counts.greenlets <= 2
     assert counts.tasks <= 1
+    assert counts.turns <= 9
 
 
 @pytest.mark.parametrize("idiom", [ASYNC_FUNCTION, ASYNC_METHOD])
@@ -97,6 +99,26 @@ def test_ten_selects_cost_one_greenlet_each(in_task: Count, idiom: str) -> None:
     counts = in_task(idiom, SELECTS)
     assert (counts.round_trips, counts.statements, counts.tasks) == (12, 12, 0)
     assert counts.greenlets <= 11
+
+
+def test_a_read_without_a_transaction_is_its_statements(in_task: Count) -> None:
+    """With ``snapshot=False`` each statement is one round trip, and nothing goes around them."""
+    counts = in_task(READ_ALONE, SELECT)
+    assert (counts.round_trips, counts.statements, counts.tasks) == (1, 1, 0)
+    assert counts.greenlets <= 2
+    assert counts.turns <= 2
+    assert in_task(READ_ALONE, SELECTS).round_trips == 10
+    assert in_task(READ_ALONE, EMPTY) == Counts(round_trips=0, statements=0)
+
+
+def test_the_goals_that_are_counts_are_met(in_task: Count) -> None:
+    """What the report says of counts holds in every run."""
+    keys = [(workload, ASYNC_FUNCTION) for workload in (EMPTY, SELECT, INSERT)]
+    keys.append((SELECT, READ_ALONE))
+    found = figures({(w.name, idiom): in_task(idiom, w) for w, idiom in keys})
+    goals = [goal for goal in GOALS if goal.figure in found]
+    assert len(goals) == 12
+    assert [goal.what for goal in goals if goal.verdict(found[goal.figure]) != "yes"] == []
 
 
 @pytest.mark.parametrize("idiom", [FUNCTION, METHOD])
@@ -112,38 +134,6 @@ def test_a_threads_scope_sends_the_same(
     assert in_thread(idiom, workload) == Counts(round_trips=expected, statements=expected)
 
 
-@pytest.mark.slow
-def test_the_benchmark_runs(pg_database: PgDatabase, tmp_path: Path) -> None:
-    """One round prints every table, and writes the same as Markdown."""
-    file = tmp_path / "result.md"
-    command = [sys.executable, "-W", "error", "-m", "benchmarks.scope_cost", "--rounds", "1"]
-    done = subprocess.run(
-        [*command, "--url", pg_database.url, "--markdown", file],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.stderr == ""
-    assert ASYNC_METHOD in done.stdout
-    assert file.read_text().count("### ") == 5
-    assert pg_database.view.value("SELECT count(*) FROM pg_tables WHERE schemaname='public'") == 0
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_retries_runs(tmp_path: Path) -> None:
-    """One round prints every table, and writes the same as Markdown."""
-    file = tmp_path / "result.md"
-    command = [sys.executable, "-W", "error", "-m", "benchmarks.retry_cost", "--rounds", "1"]
-    done = subprocess.run(
-        [*command, "--markdown", file], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert done.stderr == ""
-    assert "with_retry(fn, 1)" in done.stdout
-    assert file.read_text().count("### ") == 3
-
-
-def test_a_table_needs_no_rich() -> None:
-    """As plain text a table is aligned."""
-    table = Table("title", ["a", "long"], [["wide", "1"], ["x", "2"]])
-    assert table.plain() == "title\na     long\nwide  1\nx     2"
+def test_a_threads_read_without_a_transaction_sends_the_same(in_thread: Count) -> None:
+    """The twin's ``snapshot=False`` is one round trip a statement."""
+    assert in_thread(READ_ALONE, SELECT) == Counts(round_trips=1, statements=1)
