@@ -1,6 +1,6 @@
 """Ask what it costs to store many rows, by each way there is.
 
-    python -m benchmarks.bulk_cost [--rows N] [--rounds N] [--url URL] [--markdown FILE]
+    python -m benchmarks.bulk_cost [--rounds N] [--url URL] [--markdown FILE]
 
 The same rows go into the same table of PostgreSQL (one that is started for this run, with fsync
 off, unless ``--url`` names another), each time in a transaction that is committed, and the table is
@@ -19,17 +19,12 @@ The control is ``async_bulk_insert`` once more.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import platform
 import random
 import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Numeric, String, insert, text
@@ -38,11 +33,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from asyncsession_kit import AsyncDatabase, async_bulk_insert
 
-from ._report import Table, show
+from ._command import Options, command
+from ._findings import Findings
+from ._report import Table
+from ._servers import benchmark_database, server_version
 from ._timing import spread
-from .scope_cost import benchmark_database
 
-ROWS, ROUNDS = 100_000, 7
+ROWS, QUICK_ROWS, ROUNDS = 100_000, 2_000, 7
 
 BULK = "async_bulk_insert()"
 CONTROL = "async_bulk_insert() again (A/A)"
@@ -181,37 +178,14 @@ def _cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = _parser().parse_args(arguments)
-    load = os.getloadavg()[0]
+def look(options: Options) -> Findings:
+    """Take each way, in turns."""
+    count = QUICK_ROWS if options.quick else ROWS
     with benchmark_database(options.url) as url:
         asyncpg = url.set(drivername="postgresql+asyncpg")
-        samples = asyncio.run(measure(asyncpg, options.rows, options.rounds))
-    setting = (
-        f"Python {platform.python_version()}, sqlalchemy {version('sqlalchemy')}, asyncpg"
-        f" {version('asyncpg')}; {options.rows} rows of six columns, {options.rounds} rounds;"
-        f" {os.cpu_count()} cores, load {load:.1f} at the start and {os.getloadavg()[0]:.1f} at"
-        " the end"
-    )
-    table = _table(samples)
-    print(setting, end="\n\n")
-    show(table)
-    if options.markdown is not None:
-        options.markdown.write_text(f"{setting}\n\n{table.markdown()}\n", encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bulk_cost", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"default {ROWS}")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    parser.add_argument(
-        "--url", help="a PostgreSQL database, without TLS; default: a server for this run"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
-    return parser
+        samples = asyncio.run(measure(asyncpg, count, options.rounds))
+        version = server_version(url)
+    return Findings([_table(samples)], notes=[version, f"{count} rows of six columns"])
 
 
 def _table(samples: Samples) -> Table:
@@ -224,6 +198,11 @@ def _cell(samples: Samples, name: str, which: int) -> str:
         return f"1 = {spread([pair[which] for pair in samples[BULK]]).median:.2f} s"
     pairs = zip(samples[name], samples[BULK], strict=True)
     return str(spread([mine[which] / ours[which] for mine, ours in pairs]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and show what was found."""
+    command("bulk_cost", __doc__, look, ROUNDS, arguments)
 
 
 if __name__ == "__main__":
