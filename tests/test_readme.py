@@ -12,7 +12,10 @@ from tests.support.readme import README, Block, read_blocks, read_command
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = read_blocks(TEXT)
 # Files of a program that something else starts, and the test that starts it.
-FILES = {"python migrations/env.py": "test_alembic.py"}
+FILES = {
+    "python migrations/env.py": "test_alembic.py",
+    "python tasks.py": "test_workers.py",
+}
 EXAMPLES = [
     block for block in BLOCKS if block.info.split()[:1] == ["python"] and block.info not in FILES
 ]
