@@ -92,6 +92,10 @@ def _owned_by_task(state: SessionState) -> bool:
     task, owner = running_task(), state.owner
     if task is owner or owner is None or owner.done():
         return True
+    if state.passes_to(task):
+        # Who asks for it is the one that goes on with the request.
+        state.owner = task
+        return True
     carried = carried_for()
     return carried is not None and getattr(carried, "kit_state", None) is state
 

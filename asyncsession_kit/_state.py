@@ -126,6 +126,7 @@ class SessionState:
         "origin",
         "outcome",
         "owner",
+        "passes",
         "reason",
         "recorder",
         "root",
@@ -171,6 +172,8 @@ class SessionState:
         # The error that ended it, as it is counted; a scope is told of its own as it is left.
         self.fault: Fault | None = None
         self.owner: Task | None = running_task()
+        # Tells whether it goes over to a task that is a part of the same request; None: to none.
+        self.passes: Callable[[Task | None], bool] | None = None
         self.thread = thread_id()
         self.since = time.monotonic()
         # The event loop it belongs to; None until a session that was made outside of any is used.
@@ -215,7 +218,8 @@ class SessionState:
         """Let a task other than the recorded owner use the session where that is legitimate.
 
         It is for an exit task of this session, for a task that the owner awaits through
-        ``asyncio.wait_for``, and for anyone once the owner has finished: that one is the new owner.
+        ``asyncio.wait_for``, and for anyone once the owner has finished, or for the task that goes
+        on with the owner's request: that one is the new owner.
 
         :raises ConcurrentSessionUseError: the owner is another task that is still alive.
         :raises WrongEventLoopError: it belongs to another event loop.
@@ -223,7 +227,7 @@ class SessionState:
         task = running_task()
         owner = self.owner
         self.settle_loop()
-        if owner is None or owner.done():
+        if owner is None or owner.done() or self.passes_to(task):
             self.owner = task
         elif carried_for() is not session and not awaits(owner, task):
             if self.reason is not None:
@@ -234,6 +238,10 @@ class SessionState:
                 f" {describe(user_origin())}; nothing was sent. Open a scope of its own in each"
                 " task"
             )
+
+    def passes_to(self, task: Task | None) -> bool:
+        """Tell whether the session of a request goes over to that task, a part of the same one."""
+        return self.passes is not None and self.passes(task)
 
     def refuse_closed(self) -> None:
         """Raise once the session was closed.
@@ -278,7 +286,7 @@ class SessionState:
         """Refuse every use in a forked child: the transaction is the parent's to end."""
         self.closed = True
         self.reason = "belongs to the process that this one was forked from"
-        self.owner = self.hooks = self.deadline = None
+        self.owner = self.hooks = self.deadline = self.passes = None
 
     def take_over(self) -> None:
         """Make the current task the owner: whoever ends a scope is entitled to.

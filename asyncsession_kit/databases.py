@@ -214,6 +214,15 @@ async def async_dispose_database(name: str = DEFAULT) -> None:
         entry.forget()
 
 
+async def async_dispose_pools() -> None:
+    """Close the pools of every registered database; a later use opens them again."""
+    with _lock:
+        entries = list(_entries.values())
+    for entry in entries:
+        await entry.async_database.dispose()
+        entry.database.dispose()
+
+
 def dispose_database(name: str = DEFAULT) -> None:
     """Close the pool of threads, and forget the database unless tasks have used it too.
 

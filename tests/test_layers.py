@@ -127,6 +127,12 @@ ORDER = [
     "exporters.opentelemetry",
     "integrations",
     "integrations._answers",
+    "integrations._commit_on",
+    "integrations._handover",
+    "integrations._asgi",
+    "integrations.asgi",
+    "integrations._starlette",
+    "integrations.starlette",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.
