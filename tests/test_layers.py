@@ -133,6 +133,9 @@ ORDER = [
     "integrations.asgi",
     "integrations._starlette",
     "integrations.starlette",
+    "integrations._route",
+    "integrations.litestar",
+    "integrations.quart",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.

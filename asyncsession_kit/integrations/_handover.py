@@ -12,8 +12,10 @@ from .._session import KitSession
 
 # What waits here has handed the rest of the request to a task that it has started.
 _SPLITTERS = (
-    ("starlette.middleware.base", "BaseHTTPMiddleware"),
-    ("quart.asgi", "ASGIHTTPConnection"),
+    ("starlette.middleware.base", "BaseHTTPMiddleware", "__call__"),
+    ("quart.asgi", "ASGIHTTPConnection", "__call__"),
+    # Dependencies that do not need each other are resolved side by side.  The name is not public.
+    ("litestar._kwargs.kwargs_model", "KwargsModel", "resolve_dependencies"),
 )
 
 
@@ -41,8 +43,8 @@ class Handover:
 
 
 def _splitters() -> Iterator[Callable[..., Any]]:
-    for module, name in _SPLITTERS:
+    for module, name, method in _SPLITTERS:
         # One that nobody has imported does not run.
-        found = getattr(sys.modules.get(module), name, None)
+        found = getattr(getattr(sys.modules.get(module), name, None), method, None)
         if found is not None:
-            yield found.__call__
+            yield found
