@@ -101,7 +101,13 @@ def _owned_by_task(state: SessionState) -> bool:
 
 
 def _owned_by_thread(state: SessionState) -> bool:
-    return state.thread == thread_id() and state.owner is running_task()
+    task = running_task()
+    if state.thread == thread_id() and state.owner is task:
+        return True
+    if not state.passes_to(task):
+        return False
+    state.owner, state.thread = task, thread_id()
+    return True
 
 
 async_ambient = Ambient("asyncsession_kit_async_scope", _owned_by_task)

@@ -133,6 +133,7 @@ ORDER = [
     "integrations.asgi",
     "integrations._starlette",
     "integrations.starlette",
+    "integrations.fastapi",
     "integrations._route",
     "integrations.litestar",
     "integrations.quart",

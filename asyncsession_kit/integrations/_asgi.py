@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
 from typing import Any, NoReturn, Unpack
 
 from .._async.scope import AsyncSessionScope
@@ -18,6 +19,7 @@ from .._request import Request, scope_request
 from .._session import KitSession
 from .._state import SessionState
 from .._terms import Kind
+from .._types import AsyncSession
 from ..config import ScopeSettings
 from ..databases import async_database_named, async_dispose_pools
 from ..errors import PropagationError, SessionError, TransactionError
@@ -35,7 +37,7 @@ Respond = Callable[[Exception, Scope, Receive, Send], Awaitable[None]]
 
 START = "http.response.start"
 
-_ENDED = (
+ENDED = (
     "was that of a request, and ended before the first byte of the response: what streams a body or"
     " runs in the background opens a scope of its own"
 )
@@ -98,19 +100,35 @@ class SessionMiddleware:
 class RequestWork:
     """Is what one request does in its session: begun with it, ended before its response."""
 
-    __slots__ = ("_http", "_scope", "_state")
+    __slots__ = ("_scope", "_state", "http")
 
     def __init__(self, http: Scope, request: Request, database: str | None) -> None:
-        self._http = http
+        self.http = http
         self._scope = AsyncSessionScope(async_database_named(database), request)
         self._state: SessionState | None = None
+
+    async def __aenter__(self) -> AsyncSession:
+        """Return the session; nothing is sent."""
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, or after an exception roll back, and close.
+
+        :raises SessionError: the COMMIT failed.
+        """
+        await self.end(keep=exc is None, error=exc)
 
     @property
     def is_open(self) -> bool:
         """Tell whether it was begun and not yet ended."""
         return self._scope.is_open
 
-    async def open(self) -> Any:
+    async def open(self) -> AsyncSession:
         """Return the session; nothing is sent."""
         session = await self._scope.__aenter__()
         state, core = self._scope.state, self._scope.core
@@ -129,8 +147,8 @@ class RequestWork:
             return
         state = self._state
         assert state is not None
-        self._scope.name = self._scope.name or _route_of(self._http)
-        state.origin = _endpoint_of(self._http) or state.origin
+        self._scope.name = self._scope.name or route_of(self.http)
+        state.origin = endpoint_of(self.http) or state.origin
         if not keep and error is None:
             self._give_up(state)
         kind = None if error is None else type(error)
@@ -139,7 +157,7 @@ class RequestWork:
             await self._scope.__aexit__(kind, error, traceback)
         finally:
             if state.closed:
-                state.reason = _ENDED
+                state.reason = ENDED
 
     def _give_up(self, state: SessionState) -> None:
         core: KitSession | None = self._scope.core
@@ -182,7 +200,7 @@ class _Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         """Run the application, and answer in its place where its transaction failed."""
-        scope = self._work._http
+        scope = self._work.http
         try:
             await app(scope, self.receive, self.send)
         except Exception as error:
@@ -271,11 +289,15 @@ class NoSession:
         self._kind = kind
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise PropagationError(
-            f"a {self._kind} has no session, which would hold a connection for as long as that is"
-            f" open ({name!r} was asked for); open a scope for each message or event:"
-            " async with async_session_scope() as session"
-        )
+        raise no_session_error(self._kind)
+
+
+def no_session_error(kind: str) -> PropagationError:
+    """Return the error for a connection that stays open, and so has no session of its own."""
+    return PropagationError(
+        f"a {kind} has no session, which would hold a connection to the database for as long as it"
+        " is open; open a scope for each message: async with async_session_scope() as session"
+    )
 
 
 def _disposing(send: Send) -> Send:
@@ -289,14 +311,14 @@ def _disposing(send: Send) -> Send:
     return sending
 
 
-def _route_of(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """Return the method, and the pattern of the path where a router has left it."""
     # Starlette and what is built on it do; the path itself would be another name each time.
     path = getattr(scope.get("route"), "path", None)
     return scope["method"] if path is None else f"{scope['method']} {path}"
 
 
-def _endpoint_of(scope: Scope) -> Origin | None:
+def endpoint_of(scope: Scope) -> Origin | None:
     """Return where the code that handles the request is, if a router has left it."""
     endpoint = scope.get("endpoint")
     code = getattr(inspect.unwrap(endpoint), "__code__", None) if callable(endpoint) else None
