@@ -101,7 +101,7 @@ def _provider(key: str) -> Callable[[Scope], Awaitable[AsyncSession]]:
         session: AsyncSession = scope["state"][key]
         if isinstance(session, _asgi.NoSession):
             # Litestar would only say that it is no AsyncSession.
-            getattr(session, key)
+            raise _asgi.no_session_error(scope["type"])
         return session
 
     return provide_session

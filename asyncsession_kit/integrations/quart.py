@@ -86,9 +86,9 @@ def get_request_session(*, database: str | None = None) -> AsyncSession:
     """
     state: dict[str, Any] = {}
     if has_request_context():
-        state = current_request.scope["state"]
+        state = current_request.scope.get("state", {})
     elif has_websocket_context():
-        state = current_websocket.scope["state"]
+        state = current_websocket.scope.get("state", {})
     found = state.get(_key_of(database))
     if found is None:
         where = "" if database is None else f", database={database!r}"

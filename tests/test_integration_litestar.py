@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,26 +28,29 @@ from asyncsession_kit import (
     async_session_scope,
     before_commit,
     current_async_session,
+    get_database,
     get_session_stats,
     setup_database_connection,
 )
 from asyncsession_kit.integrations.litestar import DbSession, SessionPlugin
-from tests.support.asgi import client, http_scope, registered, talk
-from tests.support.databases import sqlite_url, stored_names
+from tests.support.databases import places_are_free, stored_names
+from tests.support.http import Call, client_of, forget_database, register_database
 from tests.support.models import Account, Entry
 
 
-@pytest.fixture
-def url(tmp_path: Any) -> str:
-    """A SQLite file."""
-    return sqlite_url(tmp_path)
-
-
 @pytest.fixture(autouse=True)
-async def db(url: str) -> AsyncIterator[AsyncDatabase]:
-    """The registered default database; afterwards none of its connections is out."""
-    async with registered(url, pool_size=2, max_overflow=0, pool_timeout=0.2) as database:
-        yield database
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of the registered default database; nothing of it is left open."""
+    address = register_database(tmp_path, pool_size=2, max_overflow=0, pool_timeout=0.2)
+    yield address
+    assert await places_are_free(get_database().async_database)
+    await forget_database(get_database())
+
+
+@pytest.fixture
+def db() -> AsyncDatabase:
+    """The database of the requests."""
+    return get_database().async_database
 
 
 def make(*handlers: Any, plugin: SessionPlugin | None = None, **options: Any) -> Litestar:
@@ -76,27 +80,34 @@ async def refused(db_session: DbSession) -> str:
 async def test_work_is_stored_before_the_response_begins(url: str) -> None:
     """As the status line leaves, another reader finds the rows."""
     found: list[list[str]] = []
-    sent = await talk(
-        make(create),
-        http_scope("POST", "/accounts/ada"),
-        seen=lambda message: found.append(stored_names(url)),
-    )
-    assert sent[0]["status"] == 201
+    app = make(create)
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def look(message: Any) -> None:
+            found.append(stored_names(url))
+            await send(message)
+
+        await app(scope, receive, look)
+
+    call = Call(watched, "/accounts/ada")
+    await call.run()
+    assert call.statuses == [201]
     assert found[0] == ["ada"]
 
 
 async def test_a_failed_commit_is_no_success(url: str) -> None:
     """The handler's response is discarded: the client hears of a conflict, and of nothing else."""
-    sent = await talk(make(refused), http_scope("POST", "/refused"))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert sent[0]["status"] == 409
-    assert b"done" not in sent[1]["body"]
+    call = Call(make(refused), "/refused")
+    await call.run()
+    assert call.statuses == [409]
+    assert b"done" not in call.sent[1]["body"]
+    assert len(call.sent) == 2
     assert stored_names(url) == []
 
 
 async def test_a_database_out_of_reach_is_worth_another_try(db: AsyncDatabase, url: str) -> None:
     """503 with Retry-After, where a handler or the framework could not get a connection."""
-    async with client(make(create)) as http, db.session_scope(read_only=True) as one:
+    async with client_of(make(create)) as http, db.session_scope(read_only=True) as one:
         await one.execute(text("SELECT 1"))
         async with db.session_scope(read_only=True, propagation="new") as two:
             await two.execute(text("SELECT 1"))
@@ -115,7 +126,7 @@ async def test_a_conflict_is_told_alike_wherever_it_arises(at_commit: bool) -> N
         if not at_commit:
             await db_session.flush()
 
-    async with client(make(twice)) as http:
+    async with client_of(make(twice)) as http:
         response = await http.post("/twice")
     assert (response.status_code, response.json()["detail"]) == (409, "Conflict")
 
@@ -136,13 +147,12 @@ async def test_an_unexpected_failure_is_a_500(url: str, caplog: pytest.LogCaptur
     async def note(error: Exception, scope: Any) -> None:
         told.append(error)
 
-    app = make(hook, after_exception=[note])
-    sent: list[dict[str, Any]] = []
+    call = Call(make(hook, after_exception=[note]), "/hook")
     with pytest.raises(Exception, match="after response started") as raised:
-        await talk(app, http_scope("POST", "/hook"), seen=sent.append)
+        await call.run()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
-    assert sent[0]["status"] == 500
-    assert b"secret" not in sent[1]["body"]
+    assert call.statuses == [500]
+    assert b"secret" not in call.sent[1]["body"]
     assert [type(error) for error in told] == [ZeroDivisionError]
     assert stored_names(url) == []
 
@@ -173,7 +183,7 @@ async def test_the_handlers_of_the_application_are_asked(kind: str, at_commit: b
         if not at_commit:
             await db_session.flush()
 
-    async with client(make(twice)) as http:
+    async with client_of(make(twice)) as http:
         response = await http.post("/twice")
     assert (response.status_code, response.text) == (422, "own answer")
     (error,) = asked
@@ -193,7 +203,7 @@ async def test_a_handler_for_everything_is_asked_last(key: Any) -> None:
     def handle(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
         return Response(type(error).__name__, status_code=418, media_type=MediaType.TEXT)
 
-    async with client(make(doomed, exception_handlers={key: handle})) as http:
+    async with client_of(make(doomed, exception_handlers={key: handle})) as http:
         response = await http.post("/doomed")
     assert (response.status_code, response.text) == (418, "SessionClosedError")
 
@@ -232,7 +242,7 @@ async def test_what_fails_is_rolled_back(url: str) -> None:
     async def with_after(it: NamedDependency[int], db_session: DbSession) -> None:
         db_session.add(Account(name="handler"))
 
-    async with client(make(expected, unexpected, with_before, with_after)) as http:
+    async with client_of(make(expected, unexpected, with_before, with_after)) as http:
         statuses = {
             path: (await http.post(path)).status_code
             for path in ("/expected", "/unexpected", "/before", "/after")
@@ -263,7 +273,7 @@ async def test_the_status_decides_what_is_kept(url: str, commit_on: Any, kept: l
             db_session.add(Account(name=str(status)))
         return Response(None, status_code=status)
 
-    async with client(make(answer, plugin=SessionPlugin(commit_on=commit_on))) as http:
+    async with client_of(make(answer, plugin=SessionPlugin(commit_on=commit_on))) as http:
         for status in (200, 302, 404):
             assert (await http.post(f"/{status}")).status_code == status
     assert stored_names(url) == kept
@@ -281,7 +291,7 @@ async def test_a_failed_commit_is_not_cached(url: str) -> None:
         db_session.add(Account(name=name))
         return name
 
-    async with client(make(cached)) as http:
+    async with client_of(make(cached)) as http:
         statuses = [(await http.get("/cached")).status_code for _ in range(3)]
     assert statuses == [409, 200, 200]
     assert stored_names(url) == ["taken", "free"]
@@ -298,7 +308,7 @@ async def test_a_request_that_does_not_use_it_takes_no_connection(db: AsyncDatab
     async def idle(db_session: DbSession) -> int:
         return db.engine.pool.checkedout()  # type: ignore[attr-defined, no-any-return]
 
-    async with client(make(idle)) as http:
+    async with client_of(make(idle)) as http:
         assert (await http.get("/")).json() == 0
     assert get_session_stats()["total_transactions"] == before
 
@@ -319,7 +329,7 @@ async def test_dependencies_side_by_side_may_use_it_one_at_a_time() -> None:
     ) -> list[int]:
         return [reader, bystander, await db_session.scalar(text("SELECT 3")) or 0]
 
-    async with client(make(both)) as http:
+    async with client_of(make(both)) as http:
         assert (await http.get("/")).json() == [1, 2, 3]
 
 
@@ -346,7 +356,7 @@ async def test_dependencies_that_use_it_at_once_are_refused() -> None:
     async def both(one: NamedDependency[int], two: NamedDependency[int]) -> None:
         raise AssertionError
 
-    async with client(make(both)) as http:
+    async with client_of(make(both)) as http:
         assert (await http.get("/")).status_code == 500
     assert len(errors) == 1
 
@@ -376,7 +386,7 @@ async def test_what_runs_after_the_response_has_scopes_of_its_own(
         db_session.add(Account(name="handler"))
         return Stream(body(db_session), background=BackgroundTask(later, db_session))
 
-    async with client(make(stream)) as http:
+    async with client_of(make(stream)) as http:
         assert (await http.get("/")).text == "handler "
     assert seen == [None]
     assert stored_names(url) == ["handler", "later"]
@@ -393,7 +403,7 @@ async def test_a_background_task_that_fails_undoes_nothing(url: str) -> None:
         db_session.add(Account(name="a"))
         return Response("ok", background=BackgroundTask(fail))
 
-    async with client(make(handler)) as http:
+    async with client_of(make(handler)) as http:
         assert (await http.post("/")).status_code == 201
     assert stored_names(url) == ["a"]
 
@@ -411,7 +421,7 @@ async def test_two_requests_at_once_have_a_session_each() -> None:
         await both.wait()
         return current_async_session() is db_session
 
-    async with client(make(wait, plugin=SessionPlugin(read_only=True))) as http:
+    async with client_of(make(wait, plugin=SessionPlugin(read_only=True))) as http:
         answers = await asyncio.gather(http.get("/"), http.get("/"))
     assert [answer.json() for answer in answers] == [True, True]
     assert sessions[0] is not sessions[1]
@@ -428,8 +438,10 @@ async def test_a_client_that_has_gone_leaves_nothing(url: str) -> None:
             pass
         return "done"
 
-    gone = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
-    assert await talk(make(handler), http_scope("POST", "/"), gone) == []
+    call = Call(make(handler))
+    call.left.set()
+    await call.run()
+    assert call.sent == []
     assert stored_names(url) == []
 
 
@@ -444,7 +456,7 @@ async def test_a_request_that_is_cancelled_leaves_nothing(url: str) -> None:
         running.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(talk(make(handler), http_scope("POST", "/")))
+    task = asyncio.create_task(Call(make(handler)).run())
     await running.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -459,15 +471,16 @@ async def test_a_websocket_has_none() -> None:
     async def handler(socket: WebSocket[Any, Any, Any], db_session: DbSession) -> None:
         raise AssertionError
 
-    scope = http_scope("GET", "/", type="websocket", scheme="ws", subprotocols=[])
-    del scope["method"]
     caught: list[Exception] = []
 
     async def note(error: Exception, scope: Any) -> None:
         caught.append(error)
 
-    sent = await talk(make(handler, after_exception=[note]), scope, [{"type": "websocket.connect"}])
-    assert [message["type"] for message in sent] == ["websocket.close"]
+    call = Call(make(handler, after_exception=[note]))
+    call.scope["type"] = "websocket"
+    del call.scope["method"]
+    await call.run()
+    assert [message["type"] for message in call.sent] == ["websocket.close"]
     assert "a websocket has no session" in str(caught[0])
     assert "open a scope for each message" in str(caught[0])
 
@@ -484,11 +497,13 @@ async def test_the_databases_are_disposed_of_at_the_end(db: AsyncDatabase) -> No
             states.append(await session.scalar(text("SELECT 1")) == 1)
 
     async with make(create, on_shutdown=[last]).lifespan():
+        async with async_session_scope(read_only=True) as session:
+            await session.execute(text("SELECT 1"))
         assert db.is_started
     assert (states, db.is_started) == ([True], False)
 
 
-async def test_several_databases_have_a_session_each(tmp_path: Any, url: str) -> None:
+async def test_several_databases_have_a_session_each(tmp_path: Path, url: str) -> None:
     """One plugin for each, with a name of its own for the dependency."""
     entry = setup_database_connection(f"sqlite:///{tmp_path / 'reports.db'}", name="reports")
     await entry.async_database.create_all(Account.metadata)
@@ -500,7 +515,7 @@ async def test_several_databases_have_a_session_each(tmp_path: Any, url: str) ->
 
     plugins = [SessionPlugin(), SessionPlugin(database="reports", key="reports")]
     app = Litestar([both], plugins=plugins, openapi_config=None)
-    async with client(app) as http:
+    async with client_of(app) as http:
         assert (await http.post("/")).status_code == 201
     assert stored_names(url) == ["shop"]
     assert stored_names(f"sqlite:///{tmp_path / 'reports.db'}") == ["report"]
@@ -515,7 +530,7 @@ async def test_the_session_is_named_by_the_route() -> None:
     async def remove(name: FromPath[str], db_session: DbSession) -> None:
         await db_session.execute(text("DELETE FROM accounts"))
 
-    async with client(make(remove)) as http:
+    async with client_of(make(remove)) as http:
         assert (await http.delete("/names/ada")).status_code == 204
     assert "DELETE /names/{name}" in get_session_stats()["scopes"]
 
