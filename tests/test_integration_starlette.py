@@ -59,7 +59,7 @@ STACKS = {
     "alone": [OURS],
     "above": [AROUND, OURS],
     "below": [OURS, AROUND],
-    "both": [AROUND, OURS, AROUND, AROUND],
+    "both": [AROUND, OURS, AROUND],
 }
 EACH_STACK = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
 
@@ -120,6 +120,15 @@ async def test_a_failed_commit_is_never_a_success(url: str, stack: Any) -> None:
     """The client gets a conflict, and what the response would have started does not run."""
     assert (await call(app_of(fail_at_commit, stack))).status_code == 409
     assert stored_names(url) == []
+
+
+async def test_several_around_the_endpoint_change_nothing(url: str) -> None:
+    """The task that handles a request may be a grandchild of the one that received it."""
+    stack = [OURS, AROUND, AROUND]
+    for endpoint, status in ((create, 200), (create, 404), (fail_at_commit, 409)):
+        response = await call(app_of(endpoint, stack), f"/orders/{status}")
+        assert response.status_code == status
+    assert stored_names(url)[:1] == ["a"]
 
 
 @EACH_STACK
@@ -425,12 +434,13 @@ async def test_a_handler_in_the_application_comes_first(url: str) -> None:
 # --- the rest -------------------------------------------------------------------------------------
 
 
-async def test_statistics_name_the_route(url: str) -> None:
-    """One name for all orders, not one for each."""
+async def test_statistics_name_what_handles_a_request(url: str) -> None:
+    """One name for all orders, not one for each: the route's, or on an older version the code's."""
     reset_session_stats()
     for status in (200, 201):
         await call(app_of(create), f"/orders/{status}")
-    assert get_session_stats()["scopes"]["POST /orders/{number}"]["count"] == 2
+    names = {name for name in get_session_stats()["scopes"] if name.startswith("POST ")}
+    assert names in ({"POST /orders/{number}"}, {"POST create"})
 
 
 async def test_the_lifespan_disposes_of_the_databases(url: str) -> None:

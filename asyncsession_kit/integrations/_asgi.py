@@ -318,10 +318,12 @@ def _disposing(send: Send) -> Send:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the method, and the pattern of the path where a router has left it."""
-    # Starlette and what is built on it do; the path itself would be another name each time.
-    path = getattr(scope.get("route"), "path", None)
-    return scope["method"] if path is None else f"{scope['method']} {path}"
+    """Return the method, and the pattern of the path or the name of the code that handles it."""
+    # Starlette and what is built on it leave these; the path itself would differ each time.
+    handler = getattr(scope.get("endpoint"), "__qualname__", None)
+    found = getattr(scope.get("route"), "path", handler)
+    method: str = scope["method"]
+    return method if found is None else f"{method} {found}"
 
 
 def endpoint_of(scope: Scope) -> Origin | None:
