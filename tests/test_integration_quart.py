@@ -481,11 +481,26 @@ async def test_a_commit_on_its_way_is_not_torn(app: Quart, url: str) -> None:
         await task
     others = asyncio.all_tasks() - {asyncio.current_task()}
     done, _ = await asyncio.wait(others, timeout=2)
-    assert [other.exception() for other in done if not other.cancelled()] == [None]
+    assert all(other.exception() is None for other in done if not other.cancelled())
     for other in others - done:  # It waits for the client to leave.
         other.cancel()
         await asyncio.wait([other])
     assert (stored_names(url), call.statuses) == (["a"], [200])
+
+
+async def test_a_commit_that_quart_gives_up_is_no_success(app: Quart, url: str) -> None:
+    """``RESPONSE_TIMEOUT`` cancels it: the work is undone, and nothing is answered."""
+    app.config["RESPONSE_TIMEOUT"] = 0.05
+
+    @app.post("/")
+    async def view() -> str:
+        add(Account(name="a"))
+        before_commit(lambda: asyncio.sleep(5))
+        return "done"
+
+    call = Call(app)
+    await call.run()
+    assert (stored_names(url), call.statuses) == ([], [])
 
 
 async def test_a_websocket_has_none(app: Quart) -> None:
