@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from quart import Blueprint, Quart, Response, request, stream_with_context, websocket
-from quart.testing.connections import WebsocketDisconnectError
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -60,6 +59,15 @@ def app() -> Quart:
     return app
 
 
+class Served(Call):
+    """Is a request whose client leaves when it was answered, as servers say to the application."""
+
+    async def _send(self, message: Any) -> None:
+        await super()._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.left.set()
+
+
 def add(*things: Any) -> None:
     """Give the session of the request something to store."""
     get_request_session().add_all(things)
@@ -85,7 +93,7 @@ async def test_work_is_stored_before_the_response_begins(app: Quart, url: str) -
 
         await app(scope, receive, look)
 
-    call = Call(watched, "/accounts/ada")
+    call = Served(watched, "/accounts/ada")
     await call.run()
     assert call.statuses == [201]
     assert found[0] == ["ada"]
@@ -99,7 +107,7 @@ async def test_a_failed_commit_is_no_success(app: Quart, url: str) -> None:
         add(Account(name="refused"), Entry(account_id=4711, amount=1))
         return "done"
 
-    call = Call(app)
+    call = Served(app)
     await call.run()
     assert call.statuses == [409]
     assert b"done" not in b"".join(message.get("body", b"") for message in call.sent)
@@ -426,7 +434,7 @@ async def test_a_client_that_has_gone_leaves_nothing(app: Quart, url: str) -> No
         await asyncio.Event().wait()
         raise AssertionError
 
-    call = Call(app)
+    call = Served(app)
     task = asyncio.create_task(call.run())
     await running.wait()
     call.left.set()
@@ -447,7 +455,7 @@ async def test_a_request_that_is_cancelled_leaves_nothing(app: Quart, url: str) 
         await asyncio.Event().wait()
         raise AssertionError
 
-    task = asyncio.create_task(Call(app).run())
+    task = asyncio.create_task(Served(app).run())
     await running.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -473,19 +481,19 @@ async def test_a_commit_on_its_way_is_not_torn(app: Quart, url: str) -> None:
         before_commit(slow)
         return "done"
 
-    call = Call(app)
+    call = Served(app)
     task = asyncio.create_task(call.run())
     await running.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    done, _ = await asyncio.wait(others, timeout=2)
-    assert all(other.exception() is None for other in done if not other.cancelled())
-    for other in others - done:  # It waits for the client to leave.
-        other.cancel()
-        await asyncio.wait([other])
-    assert (stored_names(url), call.statuses) == (["a"], [200])
+    call.left.set()
+    for other in asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait([other], timeout=5)
+        assert other.done()
+        assert other.cancelled() or other.exception() is None
+    # From Quart 0.23 on it is cancelled as well, and undone.
+    assert (stored_names(url), call.statuses) in ((["a"], [200]), ([], []))
 
 
 async def test_a_commit_that_quart_gives_up_is_no_success(app: Quart, url: str) -> None:
@@ -498,8 +506,12 @@ async def test_a_commit_that_quart_gives_up_is_no_success(app: Quart, url: str) 
         before_commit(lambda: asyncio.sleep(5))
         return "done"
 
-    call = Call(app)
-    await call.run()
+    call = Served(app)
+    task = asyncio.create_task(call.run())
+    await asyncio.sleep(0.5)
+    # From Quart 0.23 on it waits for that, whatever has become of the view.
+    call.left.set()
+    await task
     assert (stored_names(url), call.statuses) == ([], [])
 
 
@@ -518,8 +530,6 @@ async def test_a_websocket_has_none(app: Quart) -> None:
 
     async with app.test_client().websocket("/") as socket:
         assert await socket.receive() == "stored"
-        with pytest.raises(WebsocketDisconnectError):
-            await socket.receive()
     assert "a websocket has no session" in errors[0]
     assert "open a scope for each message" in errors[0]
 
