@@ -1,4 +1,4 @@
-"""Requests of Starlette: the session belongs to whoever handles them, and ends before the answer."""
+"""Requests of Starlette: the session is whose code handles them, and ends before the answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from asyncsession_kit import (
     reset_session_stats,
 )
 from asyncsession_kit.integrations.starlette import SessionMiddleware, lifespan
-from tests.support.databases import stored_names
+from tests.support.databases import places_are_free, stored_names
 from tests.support.http import Call, client_of, forget_database, register_database
 from tests.support.models import Account, Entry
 
@@ -100,7 +100,7 @@ async def create(request: Request) -> Response:
 
 async def fail_at_commit(request: Request) -> Response:
     """Answer with success, and with a task that must not run; the COMMIT will fail."""
-    request.state.session.add(Entry(account_id=1, amount=1))
+    request.state.session.add(Entry(account_id=99, amount=1))
     return JSONResponse({}, background=BackgroundTask(store, "background"))
 
 
@@ -216,7 +216,7 @@ async def test_a_streamed_response_whose_commit_fails_is_not_begun(url: str, sta
         yield b"never"
 
     async def endpoint(request: Request) -> Response:
-        request.state.session.add(Entry(account_id=1, amount=1))
+        request.state.session.add(Entry(account_id=99, amount=1))
         return StreamingResponse(body())
 
     response = await call(app_of(endpoint, stack))
@@ -244,11 +244,10 @@ async def test_a_cancelled_request_rolls_back(url: str, stack: Any) -> None:
     assert (made.sent, stored_names(url)) == ([], [])
 
 
-@EACH_STACK
+@pytest.mark.parametrize("stack", [STACKS["alone"], STACKS["above"]])
 async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack: Any) -> None:
     """A body that streams from a scope of its own is stopped, and the scope with it."""
 
-    # A BaseHTTPMiddleware below lets it begin before the COMMIT, for which SQLite's writers queue.
     async def body() -> AsyncIterator[bytes]:
         async with async_session_scope(read_only=True) as session:
             while True:
@@ -267,6 +266,8 @@ async def test_a_reader_that_leaves_in_the_middle_leaks_nothing(url: str, stack:
     made.left.set()
     await running
     assert (made.statuses, stored_names(url)) == ([200], ["a"])
+    # A generator that was abandoned is closed by the event loop, a little later.
+    assert await places_are_free(get_database().async_database)
 
 
 @EACH_STACK
@@ -361,6 +362,24 @@ async def test_a_call_in_progress_is_not_taken_over(url: str) -> None:
 
     assert (await call(app_of(endpoint, [OURS, Middleware(Impatient)]))).status_code == 200
     assert len(refused) == 1
+
+
+async def test_a_body_is_no_part_of_the_request_that_did_not_ask(url: str) -> None:
+    """Where nobody has used the session, a body in a task of its own does not get it either."""
+
+    async def body() -> AsyncIterator[bytes]:
+        async with async_session_scope(read_only=True) as session:
+            yield str(session is request_session[0]).encode()
+
+    async def endpoint(request: Request) -> Response:
+        request_session.append(request.state.session)
+        return StreamingResponse(body())
+
+    request_session: list[AsyncSession] = []
+    made = Call(app_of(endpoint, STACKS["below"]), "/orders/1")
+    made.scope["asgi"]["spec_version"] = "2.3"
+    await made.run()
+    assert b"".join(message.get("body", b"") for message in made.sent) == b"False"
 
 
 # --- who answers ----------------------------------------------------------------------------------

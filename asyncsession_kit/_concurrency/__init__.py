@@ -64,6 +64,5 @@ from .who import describe_task as describe_task
 from .who import describe_thread as describe_thread
 from .who import is_calling as is_calling
 from .who import is_main_thread as is_main_thread
-from .who import is_suspended_in as is_suspended_in
 from .who import running_task as running_task
 from .who import thread_id as thread_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import CoroutineType, FrameType
 from typing import Any
 
@@ -90,11 +90,6 @@ def _session_of_call(frame: FrameType) -> object:
 def awaits_thread(owner: Task) -> bool:
     """Tell whether ``owner`` is suspended in ``asyncio.to_thread``."""
     return any(True for _ in _suspended_in(owner, asyncio.to_thread))
-
-
-def is_suspended_in(owner: Task, functions: Iterable[Callable[..., Any]]) -> bool:
-    """Tell whether one of the functions is among what ``owner`` awaits."""
-    return any(True for function in functions for _ in _suspended_in(owner, function))
 
 
 def _suspended_in(owner: Task, function: Callable[..., Any]) -> Iterator[FrameType]:

@@ -164,6 +164,8 @@ class RequestWork:
             self._is_ending = False
             if state.closed:
                 state.reason = ENDED
+                # It knows the session, which would be garbage only a collector finds.
+                state.passes = None
 
     def _give_up(self, state: SessionState) -> None:
         core: KitSession | None = self._scope.core

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from .._concurrency import is_calling, is_carried, is_suspended_in, running_task
+from .._concurrency import is_calling, is_carried, running_task
 from .._concurrency.common import Task
 from .._session import KitSession
 
-# What waits here has handed the rest of the request to a task that it has started.
+# What starts a task in which the rest of the request runs, by the name of the function that it
+# runs there: anyio gives that name to the task, and asyncio's tasks know their coroutine.
 _SPLITTERS = (
-    ("starlette.middleware.base", "BaseHTTPMiddleware", "__call__"),
-    ("quart.asgi", "ASGIHTTPConnection", "__call__"),
-    # Dependencies that do not need each other are resolved side by side.  The name is not public.
-    ("litestar._kwargs.kwargs_model", "KwargsModel", "resolve_dependencies"),
+    "starlette.middleware.base.BaseHTTPMiddleware.",
+    "ASGIHTTPConnection.",
+    # Litestar's dependencies that do not need each other.
+    "litestar._kwargs.dependencies.resolve_dependency",
 )
 
 
 class Handover:
     """Tells to whom the session of a request may go over: one owner at any moment.
 
-    It is opened by the task that received the request.  That one lends it, while it waits for
-    another one to go on with the request, to the first of the others that asks; and takes it back.
+    It goes to a task in which a framework goes on with the request, and back to the one that
+    received it, while no call of it is in progress.  Tasks that the application starts have
+    sessions of their own, as everywhere.
     """
 
     __slots__ = ("_core", "_first")
@@ -37,14 +35,11 @@ class Handover:
         owner = self._core.kit_state.owner
         if owner is None or is_carried(self._core) or is_calling(owner, self._core):
             return False
-        if task is self._first:
-            return True
-        return owner is self._first and is_suspended_in(owner, _splitters())
+        return task is self._first or _goes_on(task)
 
 
-def _splitters() -> Iterator[Callable[..., Any]]:
-    for module, name, method in _SPLITTERS:
-        # One that nobody has imported does not run.
-        found = getattr(getattr(sys.modules.get(module), name, None), method, None)
-        if found is not None:
-            yield found
+def _goes_on(task: Task | None) -> bool:
+    if task is None:
+        return False
+    names = task.get_name(), getattr(task.get_coro(), "__qualname__", "")
+    return any(name.startswith(_SPLITTERS) for name in names)

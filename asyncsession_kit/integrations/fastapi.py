@@ -1,7 +1,7 @@
 """Sessions of requests for FastAPI: dependencies, and the middleware.  Needs the extra ``fastapi``.
 
-``SessionDep`` and ``SyncSessionDep`` need FastAPI 0.121, the first whose dependencies can end before
-the response is sent; all else works on older ones.
+``SessionDep`` and ``SyncSessionDep`` need FastAPI 0.121, the first whose dependencies can end
+before the response is sent; all else works on older ones.
 """
 
 from __future__ import annotations
