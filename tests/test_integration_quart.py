@@ -487,7 +487,6 @@ async def test_a_commit_on_its_way_is_not_torn(app: Quart, url: str) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    call.left.set()
     for other in asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait([other], timeout=5)
         assert other.done()

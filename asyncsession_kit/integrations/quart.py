@@ -151,25 +151,39 @@ async def _answer(error: SessionError) -> Any:
 
     :raises SessionError: the error itself, where it is an unexpected one.
     """
-    handler = _own_handler(error)
+    told: Exception = error
+    handler = _handler_for(error, but=Exception)
+    if handler is None:
+        told = _error_to_raise(error)
+        handler = _handler_for(told)
     if handler is not None:
-        return await current_app.ensure_async(handler)(error)
-    answer = answer_for(error)
-    if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return await current_app.ensure_async(handler)(told)
+    if told is error:
         raise error
+    return told
+
+
+def _error_to_raise(error: SessionError) -> Exception:
+    status = answer_for(error).status
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return error
     raised: HTTPException = Conflict()
-    if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
         raised = ServiceUnavailable(retry_after=RETRY_AFTER)
     raised.__cause__ = error
-    return await current_app.handle_http_exception(raised)
+    return raised
 
 
-def _own_handler(error: SessionError) -> Callable[..., Any] | None:
-    """Return the application's handler for a class of SQLAlchemy, which comes after our own."""
-    for name in (*current_request.blueprints, None):
-        handlers = current_app.error_handler_spec[name][None]
-        for kind in type(error).__mro__:
-            found: Callable[..., Any] | None = handlers.get(kind)
-            if found not in (None, _answer) and kind is not Exception:
-                return found
+def _handler_for(
+    error: Exception, *, but: type[Exception] | None = None
+) -> Callable[..., Any] | None:
+    """Return the application's handler, as Quart finds it where ours is not there."""
+    code = error.code if isinstance(error, HTTPException) else None
+    for key in dict.fromkeys((code, None)):
+        for name in (*current_request.blueprints, None):
+            handlers = current_app.error_handler_spec[name][key]
+            for kind in type(error).__mro__:
+                found: Callable[..., Any] | None = handlers.get(kind)
+                if found not in (None, _answer) and kind is not but:
+                    return found
     return None
