@@ -349,26 +349,26 @@ async def test_background_work_does_not_see_it(app: Quart, url: str) -> None:
     seen: list[Any] = []
     refused = asyncio.Event()
 
-    async def meanwhile() -> None:
+    async def meanwhile(session: AsyncSession) -> None:
         seen.append(current_async_session())
         with pytest.raises(ConcurrentSessionUseError):
-            await get_request_session().execute(text("SELECT 1"))
+            await session.execute(text("SELECT 1"))
         refused.set()
 
-    async def later() -> None:
+    async def later(session: AsyncSession) -> None:
         await refused.wait()
         await asyncio.sleep(0.1)
         seen.append(current_async_session())
         with pytest.raises(SessionClosedError, match="before the first byte of the response"):
-            await get_request_session().execute(text("SELECT 1"))
+            await session.execute(text("SELECT 1"))
         async with async_session_scope() as own:
             own.add(Account(name="later"))
 
     @app.post("/")
     async def view() -> str:
-        app.add_background_task(meanwhile)
-        app.add_background_task(later)
-        await refused.wait()
+        app.add_background_task(meanwhile, get_request_session())
+        app.add_background_task(later, get_request_session())
+        await asyncio.wait_for(refused.wait(), 5)
         add(Account(name="view"))
         return "done"
 
