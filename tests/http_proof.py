@@ -61,7 +61,9 @@ class Report:
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     succeeded: set[int] = field(default_factory=set)
-    # Success for what is not stored; then what else should not be, in words.
+    # In words: success before anything was stored, success for what never was, and what else
+    # should not be.
+    early: list[str] = field(default_factory=list)
     lies: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -72,7 +74,7 @@ class Report:
         if status < 400:
             self.succeeded.add(number)
         if status < 400 and not stored:
-            self.lies.append(f"{mode} {number}: {status}, and nothing is stored")
+            self.early.append(f"{mode} {number}: {status}, and nothing is stored yet")
         elif status >= 400 and stored:
             self.faults.append(f"{mode} {number}: {status}, and the order is stored")
         if status not in MODES[mode]:
@@ -211,14 +213,16 @@ def main() -> None:
     with PostgresCluster() as cluster:
         for framework in options.framework or SERVERS:
             report = prove(cluster, framework, requests=options.requests, seed=options.seed)
-            failed += len(report.lies) + len(report.faults)
+            wrong = report.lies + report.early + report.faults
+            failed += len(wrong)
             print(
                 f"{framework}: {sum(report.answers.values())} requests in {report.seconds:.1f} s,"
                 f" {report.statuses}, {len(report.succeeded)} succeeded,"
-                f" {len(report.lies)} lies, {len(report.faults)} other faults",
+                f" {len(report.early)} before it was stored, {len(report.lies)} for what never was,"
+                f" {len(report.faults)} other faults",
                 flush=True,
             )
-            for line in (report.lies + report.faults)[:10]:
+            for line in wrong[:10]:
                 print(f"  {line}")
     sys.exit(bool(failed))
 

@@ -260,7 +260,7 @@ async def test_a_request_that_does_not_ask_costs_nothing(url: str) -> None:
 
 
 async def test_the_session_is_the_open_one(url: str) -> None:
-    """Services join it, hooks attach to it, and a child task does not inherit it."""
+    """Services join it, hooks attach to it; a child task and a thread do not inherit it."""
     begun: list[object] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -269,6 +269,7 @@ async def test_the_session_is_the_open_one(url: str) -> None:
         on_begin(begun.append)
         assert await store("a") is session
         child = await asyncio.gather(store("b"))
+        assert await asyncio.to_thread(current_async_session) is None
         assert child[0] is not session
         await answer(send)
         assert current_async_session() is None
