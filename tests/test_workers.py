@@ -155,7 +155,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
     options = {name: str(tmp_path / folder) for name, folder in folders.items()}
     settings = {
         "broker_url": "filesystem://",
-        "broker_transport_options": options,
+        "broker_transport_options": {**options, "polling_interval": 0.05},
         "task_ignore_result": True,
     }
     for folder in options.values():
