@@ -382,6 +382,29 @@ async def test_a_body_is_no_part_of_the_request_that_did_not_ask(url: str) -> No
     assert b"".join(message.get("body", b"") for message in made.sent) == b"False"
 
 
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+async def test_a_body_that_begins_too_early_does_not_tear_the_end(url: str, spec: str) -> None:
+    """Below a BaseHTTPMiddleware it may be in a call when the COMMIT is due, which waits for it."""
+    told: list[str] = []
+
+    async def body(session: AsyncSession) -> AsyncIterator[bytes]:
+        try:
+            for _ in range(100):
+                await session.execute(text("SELECT 1"))
+        except (ConcurrentSessionUseError, SessionClosedError) as error:
+            told.append(str(error))
+        yield b"done"
+
+    async def endpoint(request: Request) -> Response:
+        await store("a")
+        return StreamingResponse(body(request.state.session))
+
+    made = Call(app_of(endpoint, STACKS["below"]), "/orders/1")
+    made.scope["asgi"]["spec_version"] = spec
+    await made.run()
+    assert (made.statuses, stored_names(url), len(told)) == ([200], ["a"], 1)
+
+
 # --- who answers ----------------------------------------------------------------------------------
 
 

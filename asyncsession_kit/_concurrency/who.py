@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from types import CoroutineType, FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -96,7 +97,20 @@ def _suspended_in(owner: Task, function: Callable[..., Any]) -> Iterator[FrameTy
     """Yield the frames of ``function`` among what ``owner`` awaits, outermost first."""
     awaited: object = owner.get_coro()
     code = inspect.unwrap(function).__code__
-    while isinstance(awaited, CoroutineType):
-        if awaited.cr_code is code and awaited.cr_frame is not None:
-            yield awaited.cr_frame
-        awaited = awaited.cr_await
+    while True:
+        if isinstance(awaited, CoroutineType):
+            if awaited.cr_code is code and awaited.cr_frame is not None:
+                yield awaited.cr_frame
+            awaited = awaited.cr_await
+        elif (generator := _generator_of(awaited)) is not None:
+            awaited = generator.ag_await
+        else:
+            return
+
+
+def _generator_of(awaited: object) -> AsyncGeneratorType[Any, Any] | None:
+    """Return the generator whose next value ``awaited`` is, or None; it does not say it itself."""
+    if type(awaited).__name__ not in ("async_generator_asend", "async_generator_athrow"):
+        return None
+    found = (held for held in gc.get_referents(awaited) if isinstance(held, AsyncGeneratorType))
+    return next(found, None)

@@ -14,7 +14,8 @@ from typing import Any, NoReturn, Unpack
 
 from .._async.scope import AsyncSessionScope
 from .._callsite import Origin, caller_origin
-from .._concurrency import logger
+from .._concurrency import async_pause, is_calling, logger, running_task
+from .._concurrency.common import Task
 from .._request import Request, scope_request
 from .._session import KitSession
 from .._state import SessionState
@@ -36,6 +37,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Respond = Callable[[Exception, Scope, Receive, Send], Awaitable[None]]
 
 START = "http.response.start"
+# How often it is looked whether a call has ended (seconds).
+_POLLING = 0.002
 
 ENDED = (
     "was that of a request, and ended before the first byte of the response: what streams a body or"
@@ -151,6 +154,8 @@ class RequestWork:
             return
         state = self._state
         assert state is not None
+        if state.owner is not None:
+            await self._wait_for(state.owner)
         self._scope.name = self._scope.name or route_of(self.http)
         state.origin = endpoint_of(self.http) or state.origin
         if not keep and error is None:
@@ -166,6 +171,12 @@ class RequestWork:
                 state.reason = ENDED
                 # It knows the session, which would be garbage only a collector finds.
                 state.passes = None
+
+    async def _wait_for(self, owner: Task) -> None:
+        """Wait for a call that another task of the request is in; it is a part of the work."""
+        core = self._scope.core
+        while owner is not running_task() and is_calling(owner, core):
+            await async_pause(_POLLING)
 
     def _give_up(self, state: SessionState) -> None:
         core: KitSession | None = self._scope.core
