@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from aiosqlite import Connection
 
-from ._concurrency import Future, async_is_done
+from ._concurrency import Future, async_is_done, note_end
 
 # How long the worker may take before it is interrupted once more (seconds).
 _PATIENCE = 0.05
@@ -92,6 +92,8 @@ class OneEndConnection(Connection):
         if not self._is_told:
             self._is_told = True
             self._end = super().stop()
+            if self._end is not None:
+                note_end(self._end)
         self._interrupt()
         return self._end
 

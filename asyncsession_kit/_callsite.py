@@ -13,7 +13,15 @@ Origin = tuple[CodeType, int]
 
 # Packages whose frames are never the user's own line.
 _LIBRARIES = frozenset(
-    {"asyncsession_kit", "sqlalchemy", "contextlib", "asyncio", "threading", "concurrent"}
+    {
+        "asyncsession_kit",
+        "sqlalchemy",
+        "sqlmodel",
+        "contextlib",
+        "asyncio",
+        "threading",
+        "concurrent",
+    }
 )
 
 # Where these are reached, the running task's own frames are over.

@@ -30,7 +30,8 @@ from tests.support.machine import free_port, wait_for
 from tests.support.postgres import PostgresCluster, ServerView
 
 ROOT = Path(__file__).parents[1]
-UVICORN = ("uvicorn", "--log-level", "critical", "--host", "127.0.0.1")
+UVICORN = ("uvicorn", "--log-level", "critical", "--host", "127.0.0.1", "--port", "{port}")
+HYPERCORN = ("hypercorn", "--log-level", "CRITICAL", "--bind", "127.0.0.1:{port}")
 # By framework: the module that is run as the server, with its options, and the application.
 SERVERS: dict[str, tuple[tuple[str, ...], str]] = {
     "asgi": (UVICORN, "tests.http_apps.asgi:app"),
@@ -38,6 +39,10 @@ SERVERS: dict[str, tuple[tuple[str, ...], str]] = {
     "fastapi": (UVICORN, "tests.http_apps.fastapi:app"),
     "fastapi-dependency": (UVICORN, "tests.http_apps.fastapi:with_dependency"),
     "fastapi-thread": (UVICORN, "tests.http_apps.fastapi:with_thread"),
+    "litestar": (UVICORN, "tests.http_apps.litestar:app"),
+    "litestar-hypercorn": (HYPERCORN, "tests.http_apps.litestar:app"),
+    "quart": (UVICORN, "tests.http_apps.quart:app"),
+    "quart-hypercorn": (HYPERCORN, "tests.http_apps.quart:app"),
 }
 TEXTBOOK = {"textbook": (UVICORN, "tests.http_apps.textbook:app")}
 CLIENTS = 8
@@ -116,7 +121,8 @@ def serving(framework: str, url: str) -> Iterator[int]:
     """Run the server with the application of a framework, and yield its port."""
     (module, *options), application = {**SERVERS, **TEXTBOOK}[framework]
     port = free_port()
-    command = [sys.executable, "-m", module, *options, "--port", str(port), application]
+    told = (option.format(port=port) for option in options)
+    command = [sys.executable, "-m", module, *told, application]
     server = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -152,6 +152,21 @@ async def test_an_end_is_waited_for_while_the_worker_cannot_be_interrupted(tmp_p
     assert workers() == []
 
 
+async def test_disposing_waits_for_the_workers_of_dropped_connections(tmp_path: Path) -> None:
+    """A connection that was dropped reports its end to a loop that is still there."""
+    connection = await open_file(str(tmp_path / "test.db"))
+    await connection.create_function("slow", 0, lambda: time.sleep(0.3))
+    task = asyncio.ensure_future(connection.execute("SELECT slow()"))
+    await asyncio.sleep(0.05)
+    end = connection.stop()
+    assert end is not None
+    assert not end.done()
+    await AsyncDatabase(sqlite_url(tmp_path)).dispose()
+    assert end.done()
+    await asyncio.wait([task])
+    assert task.exception() is None
+
+
 async def test_a_cancelled_opening_leaves_no_worker(tmp_path: Path) -> None:
     """Cancelled while a file is opened, at any step, the worker ends and the file is closed."""
     url = sqlite_url(tmp_path)

@@ -152,6 +152,9 @@ ORDER = [
     "integrations._request_scope",
     "integrations.flask",
     "integrations.wsgi",
+    "integrations._route",
+    "integrations.litestar",
+    "integrations.quart",
 ]
 
 # Programs on top of the package: they use it as an application does, tasks and threads included.

@@ -11,10 +11,17 @@ from tests.support.readme import README, Block, read_blocks, read_command
 
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = read_blocks(TEXT)
-EXAMPLES = [block for block in BLOCKS if block.info.split()[:1] == ["python"]]
+# Files of a program that something else starts, and the test that starts it.
+FILES = {
+    "python migrations/env.py": "test_alembic.py",
+    "python tasks.py": "test_workers.py",
+}
+EXAMPLES = [
+    block for block in BLOCKS if block.info.split()[:1] == ["python"] and block.info not in FILES
+]
 
 # A fence that is not listed would be a way for an example to escape its test.
-KNOWN_FENCES = {"python", "python postgres", "sh", "text"}
+KNOWN_FENCES = {"python", "python postgres", "sh", "text", *FILES}
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=[block.id for block in EXAMPLES])
@@ -46,6 +53,12 @@ def test_readme_has_an_example() -> None:
 def test_every_fence_is_known() -> None:
     """No block escapes: what starts with python runs, and other languages are named here."""
     assert {block.info for block in BLOCKS} <= KNOWN_FENCES
+
+
+@pytest.mark.parametrize(("info", "test"), FILES.items())
+def test_files_are_run_elsewhere(info: str, test: str) -> None:
+    """A block that cannot run by itself is read, and run, by the test that is named for it."""
+    assert f'read_file("{info.split()[1]}")' in (Path(__file__).parent / test).read_text()
 
 
 @pytest.mark.parametrize(

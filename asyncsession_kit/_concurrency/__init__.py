@@ -22,6 +22,7 @@ from .exits import carried_for as carried_for
 from .exits import carry as carry
 from .exits import forget_tasks as forget_tasks
 from .exits import is_carried as is_carried
+from .exits import note_end as note_end
 from .exits import run_core as run_core
 from .exits import to_its_end as to_its_end
 from .exits import wait_for_exits as wait_for_exits

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
-from .common import LONGEST_WAIT, T, Task, logger
+from .common import LONGEST_WAIT, Future, T, Task, logger
 from .greenlets import respawned
 from .who import running_task
 
@@ -20,6 +20,8 @@ from .who import running_task
 carried_tasks: set[Task] = set()
 # The same for work that is no session's.
 _kept: set[Task] = set()
+# What the worker of a connection that was dropped has still to report to its loop.
+_ends: set[Future] = set()
 # What an exit task works for, so that a session's guard knows it as its owner's.
 _carriers: dict[Task, object] = {}
 # Not the session's own method, which a deadline bounds: these steps end a transaction.
@@ -267,11 +269,20 @@ def to_its_end(call: Callable[[], T]) -> T:
 
 
 async def async_wait_for_exits(seconds: float) -> None:
-    """Wait until the exit tasks of this loop have ended, ``seconds`` at the longest."""
+    """Wait until the exit tasks of this loop have ended, ``seconds`` at the longest.
+
+    So do workers of dropped connections, which could not report to a loop that was closed.
+    """
     loop = asyncio.get_running_loop()
-    tasks = [task for task in carried_tasks if task.get_loop() is loop]
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
+    futures = [future for future in (*carried_tasks, *_ends) if future.get_loop() is loop]
+    if futures:
+        await asyncio.wait(futures, timeout=seconds)
+
+
+def note_end(end: Future) -> None:
+    """Let those who wait for exits wait for the end of a worker as well."""
+    _ends.add(end)
+    end.add_done_callback(_ends.discard)
 
 
 def wait_for_exits(seconds: float) -> None:
@@ -280,6 +291,5 @@ def wait_for_exits(seconds: float) -> None:
 
 def forget_tasks() -> None:
     """Forget the tasks of the parent, in a forked child: none of them runs here."""
-    carried_tasks.clear()
-    _carriers.clear()
-    _kept.clear()
+    for known in (carried_tasks, _carriers, _kept, _ends):
+        known.clear()

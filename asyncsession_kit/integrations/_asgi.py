@@ -103,12 +103,13 @@ class SessionMiddleware:
 class RequestWork:
     """Is what one request does in its session: begun with it, ended before its response."""
 
-    __slots__ = ("_scope", "_state", "http")
+    __slots__ = ("_is_ending", "_scope", "_state", "http")
 
     def __init__(self, http: Scope, request: Request, database: str | None) -> None:
         self.http = http
         self._scope = AsyncSessionScope(async_database_named(database), request)
         self._state: SessionState | None = None
+        self._is_ending = False
 
     async def __aenter__(self) -> AsyncSession:
         """Return the session; nothing is sent."""
@@ -144,9 +145,12 @@ class RequestWork:
     async def end(self, *, keep: bool, error: BaseException | None = None) -> None:
         """Commit or roll back, and close; a second call does nothing.
 
+        Neither does one of another task meanwhile: Quart leaves the task of a view behind where the
+        server gives a request up, and what that has begun to end it ends.
+
         :raises SessionError: the COMMIT failed.
         """
-        if not self.is_open:
+        if not self.is_open or self._is_ending:
             return
         state = self._state
         assert state is not None
@@ -158,9 +162,11 @@ class RequestWork:
             self._give_up(state)
         kind = None if error is None else type(error)
         traceback = None if error is None else error.__traceback__
+        self._is_ending = True
         try:
             await self._scope.__aexit__(kind, error, traceback)
         finally:
+            self._is_ending = False
             if state.closed:
                 state.reason = ENDED
                 # It knows the session, which would be garbage only a collector finds.

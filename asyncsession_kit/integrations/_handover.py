@@ -9,6 +9,9 @@ from .._session import KitSession
 # What starts a task in which the rest of the request runs, by the name of the function that it
 # runs there: anyio gives that name to the task, and asyncio's tasks know their coroutine.
 _SPLITTERS = ("starlette.middleware.base.BaseHTTPMiddleware.", "ASGIHTTPConnection.")
+# The same for Litestar's dependencies that do not need each other: these run side by side, so that
+# one takes the session from the task that waits for them all, and none from another.
+_SIDE_BY_SIDE = ("litestar._kwargs.dependencies.resolve_dependency",)
 
 
 class Handover:
@@ -30,11 +33,13 @@ class Handover:
         owner = self._core.kit_state.owner
         if owner is None or is_carried(self._core) or is_calling(owner, self._core):
             return False
-        return task is self._first or _goes_on(task)
+        if task is self._first or _runs(task, _SPLITTERS):
+            return True
+        return owner is self._first and _runs(task, _SIDE_BY_SIDE)
 
 
-def _goes_on(task: Task | None) -> bool:
+def _runs(task: Task | None, functions: tuple[str, ...]) -> bool:
     if task is None:
         return False
     names = task.get_name(), getattr(task.get_coro(), "__qualname__", "")
-    return any(name.startswith(_SPLITTERS) for name in names)
+    return any(name.startswith(functions) for name in names)

@@ -75,5 +75,14 @@ def read_command(text: str, name: str) -> str:
     return found[0].text.strip()
 
 
+def read_file(path: str) -> str:
+    """Return the Python block that is a file of that path; LookupError unless there is just one."""
+    blocks = read_blocks(README.read_text(encoding="utf-8"))
+    found = [block.text for block in blocks if block.info == f"python {path}"]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} blocks are called {path!r}; there must be exactly one")
+    return found[0]
+
+
 if __name__ == "__main__":
     print(read_command(README.read_text(encoding="utf-8"), sys.argv[1]))

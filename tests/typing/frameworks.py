@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, assert_type
 
 from fastapi import Depends, FastAPI
+from litestar import Litestar
+from quart import Quart
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -18,6 +20,8 @@ from asyncsession_kit.integrations.fastapi import (
     lifespan,
     session_depends,
 )
+from asyncsession_kit.integrations.litestar import DbSession, SessionPlugin
+from asyncsession_kit.integrations.quart import QuartSessions, get_request_session
 from asyncsession_kit.integrations.starlette import SessionMiddleware
 
 Reports = Annotated[AsyncSession, session_depends(database="reports", read_only=True)]
@@ -36,6 +40,12 @@ def endpoint_in_thread(session: SyncSessionDep) -> None:
     assert_type(session, Session)
 
 
+async def handler(db_session: DbSession) -> None:
+    """Get a session in Litestar, and in Quart."""
+    assert_type(db_session, AsyncSession)
+    assert_type(get_request_session(database="reports"), AsyncSession)
+
+
 def is_kept(status: int) -> bool:
     """Decide by the status."""
     return status < 300
@@ -46,3 +56,6 @@ app.add_middleware(SessionMiddleware, commit_on="2xx-3xx", timeout=5)
 Starlette(middleware=[Middleware(SessionMiddleware, commit_on=is_kept, database="reports")])
 asgi.SessionMiddleware(app, commit_on="manual")
 asgi.SessionMiddleware(app, commit_on="3xx")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Litestar(plugins=[SessionPlugin(commit_on=is_kept, timeout=5)])
+QuartSessions(Quart("shop"), read_only=True)
+QuartSessions(commit_on="3xx")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
