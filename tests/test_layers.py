@@ -143,6 +143,7 @@ ORDER = [
     "integrations",
     "integrations._answers",
     "integrations._commit_on",
+    "integrations._losses",
     "integrations._handover",
     "integrations._asgi",
     "integrations.asgi",

@@ -27,6 +27,7 @@ from ..errors import PropagationError, SessionError, TransactionError
 from ._answers import answer_for
 from ._commit_on import MANUAL, CommitOn, commit_rule
 from ._handover import Handover
+from ._losses import is_silent_loss, status_lost, warn_lost
 
 # Those of the ASGI specification 3.0.
 Scope = MutableMapping[str, Any]
@@ -53,8 +54,9 @@ class SessionMiddleware:
     It takes a connection when it is first used, and costs none where it is not.  Before
     ``http.response.start`` is passed on its work is committed where ``commit_on`` says so
     (``"2xx"``, ``"2xx-3xx"``, ``"manual"``, or a function of the status), else rolled back, and the
-    session is closed.  An exception that leaves the application, a client that has gone, or an
-    application that does not answer roll back.
+    session is closed; where a status below 400 loses work, that warns (UncommittedWorkWarning).  An
+    exception that leaves the application, a client that has gone, or an application that does not
+    answer roll back.
 
     Where the COMMIT fails, the response of the application is discarded, and the request is
     answered by a 409, 503 or 500.  Errors of this package that leave the application are answered
@@ -76,6 +78,7 @@ class SessionMiddleware:
         self.app = app
         self.database = database
         self.key = key
+        self._commit_on = commit_on
         self._rule = commit_rule(commit_on)
         settings.setdefault("auto_commit", commit_on != MANUAL)
         self._request = scope_request(settings, caller_origin(1))
@@ -91,7 +94,7 @@ class SessionMiddleware:
             return
         request = self._request._replace(origin=caller_origin(0))
         work = RequestWork(scope, request, self.database)
-        exchange = _Exchange(work, self._rule, self.responder(scope), receive, send)
+        exchange = _Exchange(work, self._keeps, self.responder(scope), receive, send)
         scope.setdefault("state", {})[self.key] = await work.open()
         await exchange.run(self.app)
 
@@ -99,15 +102,23 @@ class SessionMiddleware:
         """Return what answers a request whose transaction failed."""
         return respond
 
+    def _keeps(self, status: int, work: RequestWork) -> bool:
+        """Tell whether a status keeps the work; warn of what is lost without an error."""
+        kept = self._rule(status)
+        if is_silent_loss(status, self._commit_on, kept=kept) and work.has_uncommitted:
+            warn_lost(work.name, work.origin, status_lost(status, self._commit_on))
+        return kept
+
 
 class RequestWork:
     """Is what one request does in its session: begun with it, ended before its response."""
 
-    __slots__ = ("_is_ending", "_scope", "_state", "http")
+    __slots__ = ("_is_ending", "_origin", "_scope", "_state", "http")
 
     def __init__(self, http: Scope, request: Request, database: str | None) -> None:
         self.http = http
         self._scope = AsyncSessionScope(async_database_named(database), request)
+        self._origin = request.origin
         self._state: SessionState | None = None
         self._is_ending = False
 
@@ -131,6 +142,22 @@ class RequestWork:
     def is_open(self) -> bool:
         """Tell whether it was begun and not yet ended."""
         return self._scope.is_open
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Tell whether there is work that only a COMMIT would keep."""
+        core: KitSession | None = self._scope.core
+        return core is not None and core.kit_has_uncommitted_work()
+
+    @property
+    def name(self) -> str:
+        """Return the name of its scope, or what is known of the request."""
+        return self._scope.name or route_of(self.http)
+
+    @property
+    def origin(self) -> Origin:
+        """Return where the code is that handles the request, as far as that is known."""
+        return endpoint_of(self.http) or self._origin
 
     async def open(self) -> AsyncSession:
         """Return the session; nothing is sent."""
@@ -156,8 +183,8 @@ class RequestWork:
         assert state is not None
         if state.owner is not None:
             await self._wait_for(state.owner)
-        self._scope.name = self._scope.name or route_of(self.http)
-        state.origin = endpoint_of(self.http) or state.origin
+        self._scope.name = self.name
+        state.origin = self.origin
         if not keep and error is None:
             self._give_up(state)
         kind = None if error is None else type(error)
@@ -204,7 +231,7 @@ class _Exchange:
     def __init__(
         self,
         work: RequestWork,
-        rule: Callable[[int], bool],
+        rule: Callable[[int, RequestWork], bool],
         respond: Respond,
         receive: Receive,
         send: Send,
@@ -265,7 +292,7 @@ class _Exchange:
 
     async def _end(self, status: int) -> None:
         try:
-            await self._work.end(keep=not self._gone and self._rule(status))
+            await self._work.end(keep=not self._gone and self._rule(status, self._work))
         except Exception as error:
             self._failure = error
             # Where the rule failed nothing has ended yet.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TypeAlias, cast
 
 from sqlalchemy.orm import Session
@@ -15,8 +14,9 @@ from .._sync.scope import SessionScope
 from .._terms import Kind
 from ..config import ScopeSettings
 from ..databases import DEFAULT, DatabaseEntry, get_database
-from ..errors import ConfigurationError, UncommittedWorkWarning
+from ..errors import ConfigurationError
 from ._commit_on import MANUAL, CommitOn, commit_rule
+from ._losses import is_silent_loss, status_lost, warn_lost
 
 Given: TypeAlias = "Database | DatabaseEntry | str | None"
 
@@ -99,14 +99,11 @@ class RequestScope:
         """
         if not self.is_open:
             return
-        if self._terms.keeps(status):
+        kept = self._terms.keeps(status)
+        if kept:
             self._leave(None)
-        elif status < 400:
-            # That is no error, and so nobody would look for what is missing.
-            self.discard(
-                f"it was answered with {status}, and commit_on={self._terms.commit_on!r} does not"
-                " keep that"
-            )
+        elif is_silent_loss(status, self._terms.commit_on, kept=kept):
+            self.discard(status_lost(status, self._terms.commit_on))
         else:
             self.roll_back()
 
@@ -128,7 +125,8 @@ class RequestScope:
         lost = core.kit_has_uncommitted_work()
         self.roll_back()
         if lost:
-            self._warn(why)
+            origin = cast(SessionState, self._scope.state).origin or caller_origin(0)
+            warn_lost(self._scope.name, origin, why)
 
     def _leave(self, error: BaseException | None) -> None:
         state = cast(SessionState, self._scope.state)
@@ -137,13 +135,3 @@ class RequestScope:
         finally:
             if state.closed and state.reason is None:
                 state.reason = _OVER
-
-    def _warn(self, why: str) -> None:
-        code, line = cast(SessionState, self._scope.state).origin or caller_origin(0)
-        warnings.warn_explicit(
-            f"the session of the request {self._scope.name or ''!r} had uncommitted work, which was"
-            f" discarded: {why}",
-            UncommittedWorkWarning,
-            code.co_filename,
-            line,
-        )

@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 
-from asyncsession_kit import async_dispose_database, get_session_stats, setup_database_connection
+from asyncsession_kit import async_dispose_database, setup_database_connection
+from asyncsession_kit._callsite import describe
+from asyncsession_kit._open_sessions import open_sessions
 
 from .databases import sqlite_url
 from .models import Base
@@ -31,10 +33,11 @@ async def forget_database(entry: Any) -> None:
         for world in (entry.async_database, entry.database)
         if world.is_started
     }
-    active = get_session_stats()["active_sessions"]
+    worlds = (entry.async_database, entry.database)
+    still_open = [describe(state.origin) for world in worlds for state in open_sessions(world)]
     await async_dispose_database(entry.name)
     assert not any(left.values()), f"connections that are still out: {left}"
-    assert active == 0
+    assert not still_open, f"sessions that are still open: {still_open}"
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
