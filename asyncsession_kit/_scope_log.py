@@ -13,18 +13,13 @@ if TYPE_CHECKING:
     from ._state import SessionState
 
 # The numbers of the names that ``log_level`` may have.
-_LEVELS = logging.getLevelNamesMapping()
+LEVELS = logging.getLevelNamesMapping()
 
 _TOLD = {
     Outcome.COMMITTED: "was committed",
     Outcome.ROLLED_BACK: "was rolled back",
     Outcome.UNKNOWN: "ended, and nobody knows how,",
 }
-
-
-def is_logged(config: SessionConfig) -> bool:
-    """Tell whether somebody listens at the level of the scopes."""
-    return logger.isEnabledFor(_LEVELS[config.log_level])
 
 
 def log_end(
@@ -34,7 +29,7 @@ def log_end(
     # The fields of the record are for machines; no value of a statement is among them.
     fields = {"scope": name, "outcome": str(outcome), "duration": seconds, "commits": commits}
     logger.log(
-        _LEVELS[config.log_level],
+        LEVELS[config.log_level],
         "the scope %s %s after %.3f s",
         name,
         _TOLD[outcome],

@@ -265,7 +265,7 @@ def test_the_command_writes_one_report(pg_database: PgDatabase, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "README.md").read_text()
     assert [f"\n## {name}\n" in text for name in only] == [True] * len(only)
-    assert "| greenlets, one select | <= 2 |  | 2 | yes |" in text
+    assert "| greenlets, one select | <= 2 |  | 0 | yes |" in text
     assert pg_database.view.value("SELECT count(*) FROM pg_tables WHERE schemaname='public'") == 0
 
 

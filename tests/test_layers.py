@@ -51,7 +51,6 @@ ORDER = [
     "_stats",
     "_stats.leaks",
     "_stats.histogram",
-    "_stats.journal",
     "_stats.pools",
     "_stats.faults",
     "_stats.snapshot",

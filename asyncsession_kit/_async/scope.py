@@ -28,7 +28,7 @@ from .._propagation import (
     refuse_placement_with_session,
 )
 from .._request import Request, wanted_certainty
-from .._scope_log import is_logged, log_end, log_slow
+from .._scope_log import LEVELS, log_end, log_slow
 from .._session import KitSession, core_of_async_session
 from .._session_classes import given_async_session
 from .._session_steps import (
@@ -468,12 +468,14 @@ class AsyncSessionScope:
         self._ending = state.outcome or untouched
         state.owner = None
         if state.figures is not None:
+            config = state.config
             seconds = state.figures.close(state, self.name, exc)
-            limit = state.config.slow_scope_threshold
+            limit = config.slow_scope_threshold
             if limit is not None and seconds > limit:
                 log_slow(state, self._told_name, self._ending, seconds)
-            if is_logged(state.config):
-                log_end(state.config, self._told_name, self._ending, state.commits, seconds)
+            # Asked here, because a call more would be a tenth of what the statistics cost.
+            if logger.isEnabledFor(LEVELS[config.log_level]):
+                log_end(config, self._told_name, self._ending, state.commits, seconds)
         if self._trace is not None:
             self._trace.end(self._ending, exc)
         self._forget()

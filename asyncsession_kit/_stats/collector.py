@@ -1,12 +1,12 @@
 """The counters of the process: exact under threads and tasks, and bounded in memory.
 
-What each scope adds is noted in a journal without a lock, and counted by whoever reads, or finds
-the journal long.  Counting is under one lock, which a thread may hold twice, so that a handler of a
-signal can read what it has interrupted.
+Everything is under one lock, which is held for a few additions.  A thread may hold it twice, so
+that a handler of a signal can read what it has interrupted.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from datetime import UTC, datetime
 from time import monotonic
 from types import CodeType
@@ -22,8 +22,7 @@ from .._outcome import Outcome
 from .._watch import WAIT, watching
 from ..errors import DatabaseNotConfiguredError
 from .faults import Fault, fault_of
-from .histogram import Histogram
-from .journal import MOST, Entry, Journal
+from .histogram import BOUNDS, MOST_NOTED, Histogram
 from .leaks import note_return, watch
 from .pools import PoolFigures, PoolWatch
 from .snapshot import COUNTERS, ScopeFigures, StatsSnapshot, merged
@@ -64,11 +63,11 @@ class Figures:
     """Counts what the sessions of one database do, of both worlds."""
 
     __slots__ = (
-        "_count",
+        "_acquire",
+        "_ends",
         "_gauge",
-        "_journal",
         "_lock",
-        "_opened",
+        "_release",
         "_scopes",
         "_sites",
         "active_sessions",
@@ -92,19 +91,21 @@ class Figures:
         "unknown_outcomes",
     )
 
-    def __init__(self, lock: RLock, journal: Journal, gauge: Gauge, name: str = "") -> None:
-        self._lock, self._journal = lock, journal
+    def __init__(self, lock: RLock, gauge: Gauge, name: str = "") -> None:
+        self._lock = lock
+        # ``with`` is several times slower than these two.
+        self._acquire, self._release = lock.acquire, lock.release
         self._gauge = gauge
-        # Made once, because each scope that ends notes them.
-        self._opened: Entry = (self._count_open,)
-        self._count = self._count_close
-        self.pool = PoolWatch(lock, journal, name)
+        self.pool = PoolWatch(lock, name)
+        # How transactions have ended that are not counted yet.
+        self._ends: list[Outcome] = []
         self.active_sessions = self.peak_active_sessions = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget what was counted; what is open stays, and is the highest number from now on."""
         self.session_count = 0
+        self._ends.clear()
         self.committed_transactions = self.rolled_back_transactions = self.unknown_outcomes = 0
         self.failed_transactions = 0
         self.retries = self.retries_exhausted = 0
@@ -121,12 +122,21 @@ class Figures:
 
     # --- what happens -----------------------------------------------------------------------------
 
-    # What a scope pays for is noted, and counted later: an entry begins with what counts it.
-
     def open(self, state: SessionState) -> None:
         """Count a session that was opened; ``close`` is to be called at its end."""
         state.figures = self
-        self._journal.note(self._opened)
+        gauge = self._gauge
+        self._acquire()
+        try:
+            self.session_count += 1
+            active = self.active_sessions = self.active_sessions + 1
+            if active > self.peak_active_sessions:
+                self.peak_active_sessions = active
+            active = gauge.active = gauge.active + 1
+            if active > gauge.peak:
+                gauge.peak = active
+        finally:
+            self._release()
         config = state.config
         if config.leak_threshold is not None and state.since + config.leak_threshold < watch.due:
             watch.by(state.since + config.leak_threshold)
@@ -135,47 +145,41 @@ class Figures:
         if watching.opened is not None:
             watching.opened(state)
 
-    def _count_open(self, entry: Entry) -> None:
-        gauge = self._gauge
-        self.session_count += 1
-        active = self.active_sessions = self.active_sessions + 1
-        if active > self.peak_active_sessions:
-            self.peak_active_sessions = active
-        active = gauge.active = gauge.active + 1
-        if active > gauge.peak:
-            gauge.peak = active
-
     def close(self, state: SessionState, name: str | None, error: BaseException | None) -> float:
         """Count a session that has ended, by the name of its scope or else where it was opened.
 
         ``error`` is what has ended its scope.  Returns how long it was open, in seconds.
         """
+        # One function, and the histogram's work in it: a scope that did nothing pays a call each.
         seconds = monotonic() - state.since
+        bucket = bisect_left(BOUNDS, seconds)
         fault = state.fault if error is None else fault_of(error)
-        # A scope that was left normally has not failed, whatever its body coped with.
-        failed = fault is not None and (error is not None or not state.scoped)
-        journal = self._journal
-        journal.note((self._count, name, state.origin, seconds, fault, failed, state.recorder))
-        if len(journal) > MOST:
-            journal.settle()
+        gauge = self._gauge
+        self._acquire()
+        try:
+            self.active_sessions -= 1
+            gauge.active -= 1
+            times = self._at(state.origin) if name is None else self._scopes.get(name)
+            if times is None:
+                times = self._named(str(name))
+            times.buckets[bucket] += 1
+            times.total += seconds
+            if seconds > times.largest:
+                times.largest = seconds
+            if fault is not None:
+                self._note(fault)
+                # A scope that was left normally has not failed, whatever its body coped with.
+                times.failed += error is not None or not state.scoped
+            if state.recorder is not None:
+                self._add_statements(times, state.recorder)
+        finally:
+            self._release()
         if state.leaked:
             note_return(state, seconds)
         if state.watches is not None:
             for each in state.watches:
                 each.closed(seconds, fault, error)
         return seconds
-
-    def _count_close(self, entry: Entry) -> None:
-        _, name, origin, seconds, fault, failed, recorder = entry
-        self.active_sessions -= 1
-        self._gauge.active -= 1
-        times = self._at(origin) if name is None else self._named(name)
-        times.add(seconds)
-        times.failed += failed
-        if fault is not None:
-            self._note(fault)
-        if recorder is not None:
-            self._add_statements(times, recorder)
 
     def _add_statements(self, times: ScopeTimes, recorder: StatementRecorder) -> None:
         times.statements += recorder.statements
@@ -199,24 +203,31 @@ class Figures:
     def end(self, state: SessionState, outcome: Outcome | None, failed: bool) -> None:
         """Count what has reached the database and ended; without an outcome no transaction."""
         waited, state.waited = state.waited, None
-        journal = self._journal
-        journal.note((self._count_end, outcome, failed, waited))
-        if len(journal) > MOST:
-            journal.settle()
+        wait, ends = self.pool.wait, self._ends
+        if waited is not None:
+            wait.note(waited)
+        if outcome is not None:
+            # One step, which no other thread divides; it is counted later, with others.
+            ends.append(outcome)
+        if failed or wait.is_due or len(ends) > MOST_NOTED:
+            with self._lock:
+                self.failed_transactions += outcome is not None and failed
+                self.settle()
         if watching.timer is not None and waited is not None:
             watching.timer(WAIT, self.pool.name, waited)
 
-    def _count_end(self, entry: Entry) -> None:
-        _, outcome, failed, waited = entry
-        if waited is not None:
-            self.pool.wait.add(waited)
-        if outcome is Outcome.COMMITTED:
-            self.committed_transactions += 1
-        elif outcome is Outcome.ROLLED_BACK:
-            self.rolled_back_transactions += 1
-        elif outcome is not None:
-            self.unknown_outcomes += 1
-        self.failed_transactions += outcome is not None and failed
+    def settle(self) -> None:
+        """Count what was noted; the caller holds the lock."""
+        self.pool.wait.settle()
+        ends = self._ends
+        while ends:
+            outcome = ends.pop()
+            if outcome is Outcome.COMMITTED:
+                self.committed_transactions += 1
+            elif outcome is Outcome.ROLLED_BACK:
+                self.rolled_back_transactions += 1
+            else:
+                self.unknown_outcomes += 1
 
     def leak(self) -> None:
         """Count a session that was open too long, or was forgotten."""
@@ -248,9 +259,6 @@ class Figures:
     # --- names ------------------------------------------------------------------------------------
 
     def _named(self, name: str) -> ScopeTimes:
-        found = self._scopes.get(name)
-        if found is not None:
-            return found
         name = name[:_LONGEST_NAME]
         if name not in self._scopes and len(self._scopes) >= MOST_SCOPES - 1:
             name = OTHER
@@ -272,6 +280,7 @@ class Figures:
 
     def taken(self, database: str, since: datetime, held: PoolFigures) -> StatsSnapshot:
         """Return what was counted so far; the caller holds the lock."""
+        self.settle()
         pool = {database: self.pool.taken(held)} if self.pool.is_used else {}
         scopes = {
             name: ScopeFigures(
@@ -300,12 +309,10 @@ class Collector:
         # So that no other thread is half through a change when the child begins with it.
         hold_over_forks(self._lock)
         reset_in_child(self)
-        # One for all databases: how many sessions are open at once is of the process as well.
-        self._journal = Journal(self._lock)
         self._gauge = Gauge()
         self._figures: dict[str, Figures] = {}
         # Of units of work that failed before any database was asked for.
-        self.strays = Figures(self._lock, self._journal, self._gauge)
+        self.strays = Figures(self._lock, self._gauge)
         self._since = datetime.now(UTC)
 
     def figures(self, database: str) -> Figures:
@@ -314,7 +321,7 @@ class Collector:
             if database not in self._figures and len(self._figures) >= MOST_DATABASES - 1:
                 database = OTHER
             if database not in self._figures:
-                self._figures[database] = Figures(self._lock, self._journal, self._gauge, database)
+                self._figures[database] = Figures(self._lock, self._gauge, database)
             return self._figures[database]
 
     def snapshot(self, database: str | None = None) -> StatsSnapshot:
@@ -326,7 +333,6 @@ class Collector:
             wanted = self._wanted(database)
         held = {name: figures.pool.gauges() for name, figures in wanted.items()}
         with self._lock:
-            self._journal.settle()
             taken = [
                 figures.taken(name, self._since, held[name]) for name, figures in wanted.items()
             ]
@@ -344,14 +350,14 @@ class Collector:
     def by_database(self) -> dict[str, Figures]:
         """Return the figures of each database; under "" those of what belongs to none."""
         with self._lock:
-            self._journal.settle()
+            for figures in self._figures.values():
+                figures.settle()
             return {**self._figures, "": self.strays}
 
     def snapshots(self) -> dict[str, StatsSnapshot]:
         """Return what was counted so far of each database; under "" what belongs to none."""
         found = {name: self.snapshot(name) for name in self.by_database() if name}
         with self._lock:
-            self._journal.settle()
             found[""] = self.strays.taken("", self._since, PoolFigures())
         return found
 
@@ -373,7 +379,6 @@ class Collector:
     def reset(self) -> None:
         """Forget what was counted, and keep what is: the numbers of open sessions."""
         with self._lock:
-            self._journal.settle()
             for figures in (*self._figures.values(), self.strays):
                 figures.clear()
             self._gauge.peak = self._gauge.active
@@ -381,7 +386,6 @@ class Collector:
 
     def after_fork(self) -> None:
         """Begin at nought in a forked child: what is open there is the parent's."""
-        self._journal.clear()
         for figures in (*self._figures.values(), self.strays):
             figures.active_sessions = 0
         self._gauge.active = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypedDict
@@ -16,15 +17,36 @@ _TO_MIDDLE = 2 ** (-0.5 / _PER_DOUBLE)
 _SIZE = len(BOUNDS) + 1
 
 
-class Histogram:
-    """Counts durations (seconds); whoever adds has to hold the lock that readers hold."""
+# How many durations wait at most to be counted.
+MOST_NOTED = 256
 
-    __slots__ = ("buckets", "largest", "total")
+
+class Histogram:
+    """Counts durations (seconds); whoever adds has to hold the lock that readers hold.
+
+    To note one takes no lock: it is counted by the next reader, or with many others at once.
+    """
+
+    __slots__ = ("_noted", "buckets", "largest", "note", "total")
 
     def __init__(self) -> None:
         self.buckets = [0] * _SIZE
         self.total = 0.0
         self.largest = 0.0
+        self._noted: list[float] = []
+        # One step, which no other thread divides.
+        self.note: Callable[[float], None] = self._noted.append
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether so many are noted that they are to be counted."""
+        return len(self._noted) > MOST_NOTED
+
+    def settle(self) -> None:
+        """Count what was noted; the caller holds the lock."""
+        noted = self._noted
+        while noted:
+            self.add(noted.pop())
 
     def add(self, seconds: float) -> None:
         """Count one more."""
@@ -35,6 +57,7 @@ class Histogram:
 
     def taken(self) -> Distribution:
         """Return what was counted so far."""
+        self.settle()
         return Distribution(tuple(self.buckets), self.total, self.largest)
 
 

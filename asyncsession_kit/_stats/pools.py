@@ -18,7 +18,6 @@ from .._links import links_of
 from .._watch import CREATE, USE, watching
 from ..config import get_session_config
 from .histogram import NOTHING, Distribution, DurationStats, Histogram, duration_stats
-from .journal import MOST, Entry, Journal
 
 if TYPE_CHECKING:
     from .._holders import Holders
@@ -103,9 +102,9 @@ class PoolWatch:
     while monitoring is off for the process.
     """
 
-    def __init__(self, lock: RLock, journal: Journal, name: str) -> None:
+    def __init__(self, lock: RLock, name: str) -> None:
         self.name = name
-        self._lock, self._journal = lock, journal
+        self._lock = lock
         # Weakly: an engine that nobody has any more has nothing to tell.
         self._engines: WeakKeyDictionary[Engine, ref[Holders] | None] = WeakKeyDictionary()
         # Those whose events are listened to, which is so for good.
@@ -117,7 +116,7 @@ class PoolWatch:
         # How long sessions waited is noted with the end of their transactions.
         self.wait = Histogram()
         self._use, self._create = Histogram(), Histogram()
-        self._created = self._invalidated = self._timeouts = self._resets = 0
+        self._created = self._invalidated = self._timeouts = self._lost = 0
 
     def add(self, engine: Engine, holders: Holders | None) -> None:
         """Count what the engine's pool does from now on; a second call does nothing."""
@@ -172,18 +171,13 @@ class PoolWatch:
         if since is None:
             return
         seconds = monotonic() - since
-        journal = self._journal
-        # A pool resets each connection that comes back alive; to listen to that costs more.
-        journal.note((self._count_use, seconds, dbapi_connection is not None))
-        if len(journal) > MOST:
-            journal.settle()
+        self._use.note(seconds)
+        if dbapi_connection is None or self._use.is_due:
+            with self._lock:
+                self._use.settle()
+                self._lost += dbapi_connection is None
         if watching.timer is not None:
             watching.timer(USE, self.name, seconds)
-
-    def _count_use(self, entry: Entry) -> None:
-        _, seconds, was_reset = entry
-        self._use.add(seconds)
-        self._resets += was_reset
 
     def _on_detach(self, dbapi_connection: object, record: _Record) -> None:
         self._on_checkin(None, record)
@@ -248,15 +242,17 @@ class PoolWatch:
 
     def taken(self, gauges: PoolFigures) -> PoolFigures:
         """Return what was counted so far beside what is held; the caller holds the lock."""
+        use = self._use.taken()
         return replace(
             gauges,
             wait=self.wait.taken(),
-            use=self._use.taken(),
+            use=use,
             create=self._create.taken(),
             created=self._created,
             invalidated=self._invalidated,
             timeouts=self._timeouts,
-            resets=self._resets,
+            # A pool resets each connection that comes back alive; to listen to that costs more.
+            resets=use.count - self._lost,
         )
 
 
