@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -103,26 +100,3 @@ def hurry_arguments(driver: str, given: Mapping[str, Any], seconds: float) -> di
     if driver == "pymysql":
         return dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), most)
     return {}
-
-
-def cut(driver_connection: Any) -> None:
-    """End the connection under the hands of another thread that waits for an answer on it.
-
-    Where the driver does not tell its socket, nothing happens.
-    """
-    number = _file_number(driver_connection)
-    if number is None:
-        return
-    with suppress(OSError), socket.socket(fileno=os.dup(number)) as link:
-        link.shutdown(socket.SHUT_RDWR)
-
-
-def _file_number(driver_connection: Any) -> int | None:
-    # PyMySQL has no public name for it; a test watches this one.
-    holder = getattr(driver_connection, "_sock", driver_connection)
-    fileno = getattr(holder, "fileno", None)
-    try:
-        return None if fileno is None else int(fileno())
-    except Exception:
-        # Closed meanwhile.
-        return None

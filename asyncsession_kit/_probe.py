@@ -17,8 +17,9 @@ from ._connect import connect_error, in_a_hurry
 from ._deadline import asking
 from ._health import ASK, CONNECT, POOL, Failure, Findings, PoolHealth, PoolView
 from ._holders import Holders
-from ._ping import cut, ping
+from ._ping import ping
 from ._pool import connect_past
+from ._sockets import cut_socket, fileno_of
 from ._state import SessionState
 from .errors import SessionError
 
@@ -68,8 +69,9 @@ class Probe:
         """Wake the thread that looks, and waits for an answer in vain."""
         with self._lock:
             self._abandoned = True
-            if self._asked is not None:
-                cut(self._asked)
+            number = fileno_of(self._engine.driver, self._asked)
+            if number is not None:
+                cut_socket(number)
 
     def _ask_pool(self) -> bool:
         """Ask on a connection that lies in the pool; tell whether one did, and worked."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
-import pymysql
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -32,7 +29,7 @@ from asyncsession_kit._health import (
 from asyncsession_kit._health import (
     HealthReport as Report,
 )
-from asyncsession_kit._ping import cut, hurry_arguments
+from asyncsession_kit._ping import hurry_arguments
 from asyncsession_kit.testing import FaultProxy, ThreadedFaultProxy
 
 from .support.fixtures import MariaDatabase, PgDatabase
@@ -343,23 +340,6 @@ def test_the_limit_of_a_pool_has_its_private_name() -> None:
     engine = create_engine("postgresql+psycopg://", pool_size=2, max_overflow=3)
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool._max_overflow == 3
-
-
-def test_the_socket_of_pymysql_has_its_private_name() -> None:
-    """Nothing public tells it."""
-    assert "_sock" in vars(pymysql.connections.Connection)
-
-
-def test_a_connection_is_cut_under_the_hands_of_its_thread(pg_database: PgDatabase) -> None:
-    """One that is closed already, and one that has no socket, are left alone."""
-    with psycopg.connect(pg_database.url) as connection:
-        cut(connection)
-        with pytest.raises(psycopg.OperationalError):
-            connection.execute("SELECT 1")
-    cut(connection)
-    cut(object())
-    with socket.socket() as unconnected:
-        cut(unconnected)
 
 
 def test_what_makes_a_driver_hurry() -> None:
