@@ -1,8 +1,9 @@
 """Count, per scope and exactly, what a machine's noise cannot change.
 
 Round trips and statements are read off the wire by a proxy.  A greenlet is counted when it is first
-switched to: greenlet's own trace function sees every switch of the thread.  Tasks are counted by
-the event loop's task factory, and turns of the loop by its selector, which every turn asks once.
+switched to, and not where it is used again: greenlet's own trace function sees every switch of the
+thread.  Tasks are counted by the event loop's task factory, and turns of the loop by its selector,
+which every turn asks once.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ def task_counts(url: URL) -> Iterator[Count]:
 
         def once() -> Counts:
             proxy.reset_counts()
-            greenlets, tasks, turns = side.run(_count_inside(block(workload, 1), selector))
-            return Counts(proxy.round_trips, len(proxy.executed), greenlets, tasks, turns)
+            seen, tasks, turns = side.run(_count_inside(block(workload, 1), selector))
+            made = len(seen - used)
+            return Counts(proxy.round_trips, len(proxy.executed), made, tasks, turns)
 
-        side.run(block(workload, _WARM_UP))
+        with _seen_greenlets() as used:
+            side.run(block(workload, _WARM_UP))
         return _agreed([once() for _ in range(_REPEATS)], idiom, workload)
 
     with (
@@ -112,16 +115,16 @@ def _agreed(seen: list[Counts], idiom: str, workload: Workload) -> Counts:
 
 async def _count_inside(
     scope: Coroutine[Any, Any, None], selector: _CountingSelector
-) -> tuple[int, int, int]:
-    """Run the scope and return how many greenlets, tasks and turns of the loop it took."""
-    with _counted_tasks() as tasks, _counted_greenlets() as greenlets:
+) -> tuple[set[greenlet.greenlet], int, int]:
+    """Run the scope; return its greenlets, and how many tasks and turns of the loop it took."""
+    with _counted_tasks() as tasks, _seen_greenlets() as greenlets:
         before = selector.turns
         await scope
-        return len(greenlets), len(tasks), selector.turns - before
+        return greenlets, len(tasks), selector.turns - before
 
 
 @contextmanager
-def _counted_greenlets() -> Iterator[set[greenlet.greenlet]]:
+def _seen_greenlets() -> Iterator[set[greenlet.greenlet]]:
     """Yield a set that takes each greenlet this thread switches to, and keeps it alive.
 
     A dead one's memory would be used again, and the next one could not be told from it.

@@ -49,6 +49,7 @@ from asyncsession_kit import (
     dispose_database,
     get_session_stats,
     on_commit,
+    reset_session_stats,
     session_scope,
     setup_database_connection,
     with_session,
@@ -293,6 +294,8 @@ def service(session: Session, name: str) -> Session:
 
 def test_services_join_the_request(tmp_path: Path) -> None:
     """Decorated functions and scopes use the request's session, asked for before or not."""
+    # The names of scopes have a limit, which other tests have used up.
+    reset_session_stats()
     url = sqlite_url(tmp_path)
     entry = setup_database_connection(url)
     entry.database.create_all(Base.metadata)
