@@ -177,6 +177,23 @@ def test_a_call_that_nobody_waits_for_any_more_ends() -> None:
     assert ended == ["unwound"]
 
 
+def test_a_greenlet_goes_from_one_driver_to_another() -> None:
+    """A loop that runs inside of a greenlet is served by the same ones."""
+
+    def drive() -> int:
+        try:
+            async_spawn(lambda: 5).send(None)
+        except StopIteration as end:
+            found: int = end.value
+        return found
+
+    assert drive() == 5
+    before = list(greenlets._idle)
+    assert greenlet.greenlet(drive).switch() == 5
+    assert drive() == 5
+    assert greenlets._idle == before
+
+
 def test_a_greenlet_that_is_dropped_in_a_call_dies() -> None:
     """It is unwound by GreenletExit, and does not begin to wait for work."""
     ended: list[str] = []
@@ -226,11 +243,7 @@ def test_sqlalchemy_names_what_is_replaced(name: str) -> None:
 
 def test_what_names_no_greenlet_is_left_alone() -> None:
     """A function of another module, one that makes none, and what is no function."""
-
-    async def other() -> None:
-        pass
-
-    assert respawned(other) is other
+    assert respawned(asyncio.sleep) is asyncio.sleep
     assert respawned(AsyncSession.scalars) is AsyncSession.scalars
     bound = [].append
     assert respawned(bound) is bound  # type: ignore[arg-type,comparison-overlap]

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from asyncsession_kit import (
     ConcurrentSessionUseError,
     Database,
+    before_commit,
     current_async_session,
     current_scope,
     current_session,
@@ -206,3 +207,17 @@ async def test_a_session_of_a_fixture_is_usable_in_the_test(opened: AsyncSession
     assert (await opened.scalars(select(Account.name))).all() == ["from the fixture"]
     opened.add(Account(name="from the test"))
     await opened.flush()
+
+
+def test_an_interrupt_before_the_commit_leaves_nothing_open(db: Database) -> None:
+    """Ctrl-C in a hook stores nothing, and the connection goes back."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), db.session_scope() as session:
+        session.add(Account(name="lost"))
+        before_commit(interrupt)
+    assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    with db.session_scope(read_only=True) as session:
+        assert session.scalars(select(Account.name)).all() == []
