@@ -217,6 +217,27 @@ async def test_a_call_that_must_wait_is_told_if_it_does_not() -> None:
         await async_spawn(lambda: 1, _require_await=True)
 
 
+def test_an_error_that_a_signal_kept_from_its_caller_is_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What interrupts the caller as it takes the end of a call leaves nothing to the next one."""
+
+    def fail() -> None:
+        raise KeyError("of the first caller")
+
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    async def both() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(greenlets._Ended, "take", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                await async_spawn(fail)
+        return await async_spawn(lambda: await_only(asyncio.sleep(0, 7)))
+
+    assert asyncio.run(both()) == 7
+
+
 def test_other_threads_use_the_greenlets_of_sqlalchemy() -> None:
     """What is kept belongs to the main thread, and could not be ended with another one."""
     found: list[Any] = []

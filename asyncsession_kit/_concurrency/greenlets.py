@@ -64,6 +64,8 @@ def _serve(call: Callable[[], Any]) -> None:
     """
     ended = _Ended()
     while True:
+        # A signal may have come before the last end was taken.
+        ended.result = ended.error = None
         try:
             ended.result = call()
         except GreenletExit:
@@ -103,9 +105,11 @@ async def async_spawn(
             found = worker.switch(value)
     # A context that is kept would keep what was open in it.
     worker.gr_context = None
-    if len(_idle) < _MOST_IDLE:
-        _idle.append(worker)
-    result: T = found.take()
+    try:
+        result: T = found.take()
+    finally:
+        if len(_idle) < _MOST_IDLE:
+            _idle.append(worker)
     if _require_await and not waited:
         raise sa_exc.AwaitRequired(
             "the call was to wait for the database and did not; use a driver made for asyncio"
