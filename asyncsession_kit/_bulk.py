@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.orm import SessionTransaction
 
 from ._bulk_copy import (
     DRIVERS,
@@ -74,6 +75,7 @@ class BulkWork:
         self._rows = self._chunks = 0
         self._reader: Reader | None = None
         self._way: CopyWay | InsertWay | None = None
+        self._transaction: SessionTransaction | None = None
 
     def store(self, rows: Sequence[Row], core: KitSession) -> None:
         """Store the next rows.
@@ -102,6 +104,13 @@ class BulkWork:
             if core.autoflush:
                 core.flush()
             self._way = _way_for(core, self._target, chunk.reader)
+            self._transaction = core.get_transaction()
+        elif core.get_transaction() is not self._transaction:
+            # asyncpg would store each further chunk by itself.
+            raise PropagationError(
+                f"the transaction of the bulk insert was ended after {self._rows} rows, by the"
+                " source of its rows or by on_progress; end it when the insert is done"
+            )
         if isinstance(self._way, CopyWay):
             copied = self._way.rows_of(chunk)
             if copied is not None:

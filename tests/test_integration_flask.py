@@ -335,6 +335,28 @@ def test_a_service_that_failed_forbids_a_success(shop: Shop) -> None:
     assert shop.stored == []
 
 
+def test_a_handler_of_unexpected_errors_makes_no_success_of_lost_work(shop: Shop) -> None:
+    """What ``errorhandler(500)`` answers keeps its body, and never a status that says stored."""
+
+    def view() -> str:
+        with pytest.raises(LookupError), shop.manager.session_scope() as session:
+            session.add(Account(name="lost"))
+            raise LookupError
+        return "swallowed"
+
+    def broken() -> str:
+        raise ZeroDivisionError
+
+    shop.app.errorhandler(500)(lambda error: ("sorry", 200))
+    shop.view(view)
+    shop.view(broken, "/broken")
+    answer = shop.post()
+    assert (answer.text, answer.status_code) == ("sorry", 500)
+    # An error that is not of a transaction is the application's to answer.
+    assert shop.post("/broken").status_code == 200
+    assert shop.stored == []
+
+
 def test_a_scope_of_its_own_outside_of_requests(shop: Shop) -> None:
     """Outside of a request the manager's scope is a unit of work like any other."""
     with shop.manager.session_scope(name="job") as session:

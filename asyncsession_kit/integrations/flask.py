@@ -62,7 +62,7 @@ class SessionInfo(TypedDict):
 class _Place:
     """Is what a manager keeps of one request."""
 
-    __slots__ = ("asked", "is_answered", "is_running", "scope")
+    __slots__ = ("asked", "is_answered", "is_running", "refused", "scope")
 
     def __init__(self) -> None:
         self.scope: RequestScope | None = None
@@ -70,6 +70,8 @@ class _Place:
         self.asked = False
         # Whether the request is being answered, and whether its answer is on its way.
         self.is_running = self.is_answered = False
+        # The status of an answer to a transaction that failed, once Flask is to give it.
+        self.refused: int | None = None
 
     @property
     def session(self) -> Session | None:
@@ -143,15 +145,20 @@ class RequestScopedSessionManager:
     def _wrap(self, app: Any) -> None:
         """Stand around the dispatching of requests, and around functions that Flask awaits."""
         dispatch, to_sync = app.full_dispatch_request, app.async_to_sync
+        handle_exception = app.handle_exception
 
         # Flask is about to pass a context first, as do all its other steps; it is passed on.
         def full_dispatch_request(*context: Any) -> Any:
             return self._dispatch(app, dispatch, context)
 
+        def answer_unexpected(*context: Any) -> Any:
+            return self._corrected(handle_exception(*context))
+
         def async_to_sync(function: Callable[..., Any]) -> Callable[..., Any]:
             return self._awaited(to_sync, function)
 
         app.full_dispatch_request = full_dispatch_request
+        app.handle_exception = answer_unexpected
         app.async_to_sync = async_to_sync
 
     # --- what a view may ask ----------------------------------------------------------------------
@@ -325,15 +332,23 @@ class RequestScopedSessionManager:
         :raises Exception: the error itself, where Flask has to answer with 500.
         """
         answer = answer_for(error)
+        place.refused = answer.status
         made = _handled(app, context, error, answer)
         response: Response = app.process_response(*context, app.make_response(made))
         # What an error handler has opened since.
         place.roll_back()
-        if response.status_code < 300:
-            response.status_code = answer.status
+        self._corrected(response)
         if response.status_code == answer.status:
             for name, value in answer.headers.items():
                 response.headers.setdefault(name, value)
+        return response
+
+    def _corrected(self, response: Response) -> Response:
+        """Return the answer of an error handler, which makes no success of what was not stored."""
+        place = self._known_place()
+        refused = None if place is None else place.refused
+        if refused is not None and response.status_code < 300:
+            response.status_code = refused
         return response
 
     def _tear_down(self, error: BaseException | None) -> None:

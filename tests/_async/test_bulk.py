@@ -440,6 +440,24 @@ async def test_a_source_that_fails_dooms_what_was_sent(db: AsyncDatabase) -> Non
     assert await stored(db) == [0]
 
 
+async def test_no_row_is_stored_outside_of_the_transaction_it_began_in(db: AsyncDatabase) -> None:
+    """A source that ends the transaction ends the insert; each further chunk would be alone."""
+    async with db.session_scope() as session:
+        done: list[int] = []
+
+        async def source() -> AsyncIterator[dict[str, Any]]:
+            for row in things(4):
+                yield row
+                if not done:
+                    done.append(row["id"])
+                    await session.commit()
+
+        with pytest.raises(PropagationError, match="ended after 1 rows"):
+            await async_bulk_insert(session, Thing, source(), chunk_size=1)
+        await session.rollback()
+    assert await stored(db) == [0]
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -441,6 +441,24 @@ def test_a_source_that_fails_dooms_what_was_sent(db: Database) -> None:
     assert stored(db) == [0]
 
 
+def test_no_row_is_stored_outside_of_the_transaction_it_began_in(db: Database) -> None:
+    """A source that ends the transaction ends the insert; each further chunk would be alone."""
+    with db.session_scope() as session:
+        done: list[int] = []
+
+        def source() -> Iterator[dict[str, Any]]:
+            for row in things(4):
+                yield row
+                if not done:
+                    done.append(row["id"])
+                    session.commit()
+
+        with pytest.raises(PropagationError, match="ended after 1 rows"):
+            bulk_insert(session, Thing, source(), chunk_size=1)
+        session.rollback()
+    assert stored(db) == [0]
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
