@@ -60,7 +60,7 @@ async def names() -> list[str]:
 async def test_a_scope_does_not_join_a_session_that_the_application_opened(
     maker: async_sessionmaker[AsyncSession],
 ) -> None:
-    """Neither one of its own nor one it closes itself: what is not open as a scope is not joined."""
+    """Neither one of its own nor one that it closes itself: neither is open as a scope."""
     for own, name in ((maker(), "a"), (get_async_session(), "b")):
         async with own as plain:
             assert current_async_session() is None

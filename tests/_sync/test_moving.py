@@ -61,7 +61,7 @@ def names() -> list[str]:
 def test_a_scope_does_not_join_a_session_that_the_application_opened(
     maker: sessionmaker[Session],
 ) -> None:
-    """Neither one of its own nor one it closes itself: what is not open as a scope is not joined."""
+    """Neither one of its own nor one that it closes itself: neither is open as a scope."""
     for own, name in ((maker(), "a"), (get_session(), "b")):
         with own as plain:
             assert current_session() is None
