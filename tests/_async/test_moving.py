@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from asyncsession_kit import (
     AsyncDatabase,
@@ -147,6 +147,23 @@ async def test_errors_in_sessions_of_the_application_are_the_packages_too(
         with pytest.raises(IntegrityError) as caught:
             await plain.commit()
     assert isinstance(caught.value, UniqueError)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_sessions_of_the_application_end_as_sqlalchemy_ends_them(
+    maker: async_sessionmaker[AsyncSession],
+) -> None:
+    """A swallowed error dooms nothing there, and what was not committed goes without a warning."""
+    async with maker() as plain:
+        plain.add(Account(name="a"))
+        await plain.flush()
+        with pytest.raises(OperationalError):
+            await plain.execute(text("SELECT nothing"))
+        await plain.commit()
+    async with maker() as plain:
+        plain.add(Account(name="lost"))
+        await plain.flush()
+    assert await names() == ["a"]
 
 
 async def test_a_session_that_is_open_at_the_hand_over_goes_on(url: str) -> None:

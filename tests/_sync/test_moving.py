@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from asyncsession_kit import (
     Database,
@@ -148,6 +148,23 @@ def test_errors_in_sessions_of_the_application_are_the_packages_too(
         with pytest.raises(IntegrityError) as caught:
             plain.commit()
     assert isinstance(caught.value, UniqueError)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_sessions_of_the_application_end_as_sqlalchemy_ends_them(
+    maker: sessionmaker[Session],
+) -> None:
+    """A swallowed error dooms nothing there, and what was not committed goes without a warning."""
+    with maker() as plain:
+        plain.add(Account(name="a"))
+        plain.flush()
+        with pytest.raises(OperationalError):
+            plain.execute(text("SELECT nothing"))
+        plain.commit()
+    with maker() as plain:
+        plain.add(Account(name="lost"))
+        plain.flush()
+    assert names() == ["a"]
 
 
 def test_a_session_that_is_open_at_the_hand_over_goes_on(url: str) -> None:
