@@ -134,7 +134,11 @@ def check_options(options: Mapping[str, object]) -> None:
     refuse_autocommit(options.get("isolation_level"))
     refuse_autocommit(_item(options, "execution_options", "isolation_level"))
     _refuse_driver_autocommit(_item(options, "connect_args", "autocommit"))
-    refuse_shared(options.get("poolclass"), "this database")
+    refuse_shared(
+        options.get("poolclass"),
+        "this database",
+        "use another pool; for a database in memory the URL 'sqlite://' alone gets a private file",
+    )
 
 
 def _item(options: Mapping[str, object], name: str, key: str) -> object:
@@ -158,10 +162,9 @@ def _refuse_driver_autocommit(value: object) -> None:
         )
 
 
-def refuse_shared(pool_class: object, whose: str) -> None:
+def refuse_shared(pool_class: object, whose: str, remedy: str) -> None:
     if isinstance(pool_class, type) and issubclass(pool_class, StaticPool | SingletonThreadPool):
         raise ConfigurationError(
             f"the pool of {whose} ({pool_class.__name__}) shares one connection among all, so that"
-            " one transaction would commit or roll back another's work; use another pool, and for"
-            " a database in memory the URL 'sqlite://', which gets a private file"
+            f" one transaction would commit or roll back another's work; {remedy}"
         )

@@ -197,7 +197,12 @@ def check_handed_over(engine: Engine | AsyncEngine) -> None:
     # create_engine(isolation_level=) is kept under this private name alone; a test watches it.
     refuse_autocommit(getattr(core.dialect, "_on_connect_isolation_level", None))
     refuse_autocommit(core.get_execution_options().get("isolation_level"))
-    refuse_shared(type(core.pool), f"the engine for {masked(core.url)}")
+    refuse_shared(
+        type(core.pool),
+        f"the engine for {masked(core.url)}",
+        "make that engine with another pool, on a file where it is one in memory; given the URL"
+        " 'sqlite://' in place of an engine, the package makes a private file",
+    )
 
 
 # What was handed over is prepared once, whoever hands it over again: with two sets of listeners,

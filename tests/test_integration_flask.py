@@ -31,6 +31,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
+from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse
 
 from asyncsession_kit import (
@@ -1107,6 +1108,43 @@ def test_the_engine_of_flask_sqlalchemy(tmp_path: Path) -> None:
         with app.app_context():
             assert extension.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
             extension.engine.dispose()
+
+
+def test_a_database_in_memory_of_flask_sqlalchemy_is_refused_with_what_to_do() -> None:
+    """All its requests would share one connection, and so one transaction."""
+    extension, app = SQLAlchemy(), Flask("shop")
+    app.config.update(SQLALCHEMY_DATABASE_URI="sqlite://", TESTING=True)
+    extension.init_app(app)
+    RequestScopedSessionManager(extension, app=app)
+
+    with pytest.raises(ConfigurationError, match=r"make that engine .* on a file"):
+        app.test_client().get("/")
+
+
+def test_one_name_stands_for_the_session_within_a_request_and_without(tmp_path: Path) -> None:
+    """What models call ``session`` is the open scope's, be it of a request or of a test."""
+    database = Database(sqlite_url(tmp_path))
+    database.create_all(Base.metadata)
+    app = Flask("shop")
+    manager = RequestScopedSessionManager(database, app=app)
+    session = LocalProxy(lambda: current_session() or manager.get_request_session())
+
+    @app.post("/<name>")
+    def create(name: str) -> str:
+        session.add(Account(name=name))
+        session.commit()
+        return "done"
+
+    assert app.test_client().post("/a").status_code == 200
+    with manager.session_scope(auto_commit=False):
+        session.add(Account(name="b"))
+        session.commit()
+        session.add(Account(name="lost"))
+        session.rollback()
+    with pytest.raises(RuntimeError, match="outside of a request"):
+        session.commit()
+    assert stored_names(sqlite_url(tmp_path)) == ["a", "b"]
+    database.dispose()
 
 
 @pytest.mark.parametrize(
