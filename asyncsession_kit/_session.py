@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -41,6 +43,7 @@ from .errors import (
     PropagationError,
     ReadOnlyTransactionError,
     TransactionDoomedError,
+    UncommittedWorkWarning,
 )
 
 T = TypeVar("T")
@@ -320,7 +323,32 @@ class KitSession(Session):
             return
         self.kit_check()
         self.kit_refuse_joined("close")
+        self.kit_warn_of_loss()
         self.kit_end()
+
+    def kit_close(self) -> None:
+        """Close for good at the end of a scope, which knows whether something is lost."""
+        if not self.kit_state.closed:
+            self.kit_check()
+            self.kit_end()
+
+    def kit_warn_of_loss(self) -> None:
+        """Warn where a close in the body of a scope discards what the scope would have stored."""
+        state = self.kit_state
+        if not state.scopes or state.origin is None or not self.kit_has_uncommitted_work():
+            return
+        if state.failing or sys.exc_info()[1] is not None:
+            # The caller gives up because of an error, which it knows of.
+            return
+        code, line = state.origin
+        warnings.warn_explicit(
+            f"close() in the body of the scope opened at {describe(state.origin)} discarded work"
+            " that was not committed; leave the end to the scope, or call commit() or rollback()"
+            " first",
+            UncommittedWorkWarning,
+            code.co_filename,
+            line,
+        )
 
     def kit_end(self) -> None:
         """Close for good, for a caller that was checked."""

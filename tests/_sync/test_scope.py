@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -259,7 +261,9 @@ def test_work_given_up_before_it_was_sent_counts_as_rolled_back(db: Database, ho
     with scope as session:
         session.add(Account(name="a"))
         on_completion(seen.append)
-        getattr(session, how)()
+        # To close says less clearly than to roll back that this is meant.
+        with pytest.warns(UncommittedWorkWarning) if how == "close" else nullcontext():
+            getattr(session, how)()
     assert (scope.outcome, scope.commits) == ("rolled_back", 0)
     assert seen == ["rolled_back"]
 
@@ -298,12 +302,13 @@ def test_a_session_is_closed_for_good(db: Database) -> None:
 
 
 def test_a_body_may_close_its_session(db: Database) -> None:
-    """close() in the body discards what was not committed, and the scope ends quietly."""
+    """close() in the body discards what was not committed, and the scope ends after that."""
     scope = db.session_scope()
     with scope as session:
         session.add(Account(name="a"))
         session.flush()
-        session.close()
+        with pytest.warns(UncommittedWorkWarning):
+            session.close()
         with pytest.raises(SessionClosedError):
             session.execute(select(Account))
     assert scope.outcome == "rolled_back"
@@ -561,3 +566,32 @@ def test_a_scope_knows_its_database(sqlite_db: Database) -> None:
     scope = sqlite_db.session_scope(name="report")
     assert isinstance(scope, SessionScope)
     assert (scope.name, scope.database, scope.session) == ("report", sqlite_db, None)
+
+
+def test_a_close_that_discards_work_in_the_body_warns(db: Database) -> None:
+    """What the scope would have stored is lost without an error, so that it is told of."""
+    with pytest.warns(UncommittedWorkWarning, match=r"close\(\) in the body"):
+        with db.session_scope() as session:
+            session.add(Account(name="lost"))
+            session.flush()
+            session.close()
+    assert names(db) == []
+
+
+def test_a_block_of_the_session_in_a_scope_warns_unless_it_fails(
+    db: Database,
+) -> None:
+    """Code that comes from elsewhere closes the session at the end of its block."""
+    with pytest.warns(UncommittedWorkWarning):
+        with db.session_scope() as session, session:
+            session.add(Account(name="lost"))
+            session.flush()
+    with pytest.raises(LookupError):
+        with db.session_scope() as session, session:
+            session.add(Account(name="lost"))
+            session.flush()
+            raise LookupError
+    with db.session_scope() as session:
+        session.execute(select(Account))
+        session.close()
+    assert names(db) == []
