@@ -24,7 +24,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 
 from ._callsite import describe
-from ._changes import Change, changes_of, conflicts, held_by, stale_names
+from ._changes import Change, Links, changes_of, conflicts, held_by, links_of, stale_names
 from ._detached import access_in
 from ._session import KitSession
 from ._terms import Kind
@@ -145,10 +145,11 @@ def _bring(wanted: list[State], core: Session) -> dict[int, object]:
         _refuse_unstored(state)
     detached = [state for state in graph if state.detached]
     changes = {state: changes_of(state) for state in detached}
-    rows = _rows_of(detached, changes, core)
+    links = links_of(graph)
+    rows = _rows_of(detached, changes, links, core)
     twins = _twins_of(detached, core)
     for state in detached:
-        _refuse_stale(state, changes[state], rows.get(state))
+        _refuse_stale(state, changes[state], links.get(state, {}), rows.get(state))
         if state in twins:
             _refuse_both_changed(state, changes[state], twins[state])
     replaced = {id(state.obj()): twin.obj() for state, twin in twins.items()}
@@ -254,12 +255,16 @@ def _loaded(state: State) -> Iterator[tuple[RelationshipProperty[Any], list[obje
 
 
 def _rows_of(
-    detached: list[State], changes: Mapping[State, Mapping[str, Change]], core: Session
+    detached: list[State],
+    changes: Mapping[State, Mapping[str, Change]],
+    links: Mapping[State, Links],
+    core: Session,
 ) -> Rows:
     """Return the row of each object that has one; those of objects that were changed are locked."""
     groups: defaultdict[tuple[Mapper[Any], bool], list[State]] = defaultdict(list)
     for state in detached:
-        groups[state.mapper, bool(changes[state]) and _can_lock(core)].append(state)
+        written = bool(changes[state]) or state in links
+        groups[state.mapper, written and _can_lock(core)].append(state)
     rows: dict[State, Mapping[str, Any]] = {}
     for (mapper, lock), states in groups.items():
         for start in range(0, len(states), MOST_ROWS):
@@ -335,10 +340,10 @@ def _refuse_unstored(state: State) -> None:
         )
 
 
-def _refuse_stale(state: State, changes: Mapping[str, Change], row: Any) -> None:
+def _refuse_stale(state: State, changes: Mapping[str, Change], links: Links, row: Any) -> None:
     if row is None:
         raise _gone(state)
-    if found := conflicts(state, changes, row):
+    if found := conflicts(state, changes, links, row):
         raise StaleObjectError(
             f"{_name(state)} was changed in the database after it had been loaded, and on the"
             f" object as well: {', '.join(found)}. Load it again, and make the changes on what is"

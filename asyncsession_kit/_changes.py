@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy import inspect as inspect_object
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty
+
+# The key of an object that is not stored yet: no row has it.
+UNSTORED = object()
 
 
 class Change(NamedTuple):
@@ -26,6 +31,71 @@ def changes_of(state: InstanceState[Any]) -> dict[str, Change]:
     return changes
 
 
+class Link(NamedTuple):
+    """Is what a changed relationship will do to one foreign key, and what it is called."""
+
+    name: str
+    change: Change
+
+
+Links = Mapping[str, Link]
+
+
+def links_of(states: Iterable[InstanceState[Any]]) -> dict[InstanceState[Any], dict[str, Link]]:
+    """Return what changed relationships will write, by the object of the row and its attribute.
+
+    Rows between two tables (many-to-many) are no object's.  Of several relationships that write the
+    same column one that adds goes before one that takes away, and many-to-one before both.
+    """
+    links: defaultdict[InstanceState[Any], dict[str, Link]] = defaultdict(dict)
+    found = (each for state in states for each in _found(state))
+    for _, row, name, link in sorted(found, key=lambda each: each[0]):
+        links[row][name] = link
+    return dict(links)
+
+
+def _found(
+    state: InstanceState[Any],
+) -> Iterator[tuple[int, InstanceState[Any], str, Link]]:
+    for relation in state.mapper.relationships:
+        history = state.attrs[relation.key].history
+        if relation.viewonly or not history.has_changes():
+            continue
+        added, deleted = list(map(_inspected, history.added)), map(_inspected, history.deleted)
+        if relation.direction is RelationshipDirection.MANYTOONE:
+            yield from _links(2, relation.key, relation, state, added[0] if added else None)
+        elif relation.direction is RelationshipDirection.ONETOMANY:
+            name = f"{state.class_.__name__}.{relation.key}"
+            for rank, items, target in ((0, deleted, None), (1, added, state)):
+                for item in items:
+                    if item is not None:
+                        yield from _links(rank, name, relation, item, target)
+
+
+def _inspected(item: object) -> InstanceState[Any] | None:
+    return None if item is None else inspect_object(item)
+
+
+def _links(
+    rank: int,
+    called: str,
+    relation: RelationshipProperty[Any],
+    state: InstanceState[Any],
+    target: InstanceState[Any] | None,
+) -> Iterator[tuple[int, InstanceState[Any], str, Link]]:
+    for source, column in relation.synchronize_pairs:
+        name, value = state.mapper.get_property_by_column(column).key, None
+        if target is not None:
+            value = target.dict.get(target.mapper.get_property_by_column(source).key)
+            value = UNSTORED if value is None else value
+        yield rank, state, name, Link(called, Change(value, _loaded(state, name)))
+
+
+def _loaded(state: InstanceState[Any], name: str) -> tuple[Any, ...]:
+    history = state.attrs[name].history
+    return tuple(history.deleted or history.unchanged)
+
+
 def held_by(state: InstanceState[Any]) -> set[str]:
     """Return the column attributes that an object has, or had before they expired."""
     expired = state.expired_attributes
@@ -34,23 +104,23 @@ def held_by(state: InstanceState[Any]) -> set[str]:
 
 
 def conflicts(
-    state: InstanceState[Any], changes: Mapping[str, Change], row: Mapping[str, Any]
+    state: InstanceState[Any], changes: Mapping[str, Change], links: Links, row: Mapping[str, Any]
 ) -> list[str]:
     """Return the attributes that were changed on the object and, to something else, in its row.
+
+    A relationship is one where the foreign key that it will write was changed.
 
     A version counter that has moved on is one, whatever was changed.  What a changed attribute had
     been before is not always known; it then is no conflict.
     """
     mapper = state.mapper
-    found = [
-        name
-        for name, change in changes.items()
-        if change.loaded
-        and not _same(mapper, name, row[name], change.loaded[0])
-        and not _same(mapper, name, row[name], change.value)
+    found = [name for name, change in changes.items() if _contradicts(mapper, name, change, row)]
+    linked = [
+        link.name for name, link in links.items() if _contradicts(mapper, name, link.change, row)
     ]
+    found += dict.fromkeys(linked)
     version = version_name(mapper)
-    counted = changes and version in state.dict and version not in changes
+    counted = (changes or links) and version in state.dict and version not in changes
     if version and counted and not _same(mapper, version, row[version], state.dict[version]):
         found.append(version)
     return found
@@ -73,6 +143,14 @@ def version_name(mapper: Mapper[Any]) -> str | None:
     """Return the attribute that counts the versions of a row, if there is one."""
     column = mapper.version_id_col
     return None if column is None else mapper.get_property_by_column(column).key
+
+
+def _contradicts(mapper: Mapper[Any], name: str, change: Change, row: Mapping[str, Any]) -> bool:
+    return (
+        bool(change.loaded)
+        and not _same(mapper, name, row[name], change.loaded[0])
+        and (change.value is UNSTORED or not _same(mapper, name, row[name], change.value))
+    )
 
 
 def _same(mapper: Mapper[Any], name: str, one: Any, other: Any) -> bool:

@@ -102,6 +102,27 @@ class Worker(Person):
     __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "worker"}
 
 
+class Desk(Base):
+    """Has drawers, which are nothing without it."""
+
+    __tablename__ = "desks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    drawers: Mapped[list[Drawer]] = relationship(cascade="all, delete-orphan")
+
+
+class Drawer(Base):
+    """Counts its versions, and belongs to a desk and to somebody."""
+
+    __tablename__ = "drawers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(default="")
+    desk_id: Mapped[int | None] = mapped_column(ForeignKey("desks.id"))
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    owner: Mapped[Person | None] = relationship()
+    version: Mapped[int] = mapped_column()
+    __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+
+
 async def stored(db: AsyncDatabase, *names: str) -> list[Account]:
     """Store accounts, and return them detached, with an entry each."""
     async with db.session_scope() as session:
@@ -574,6 +595,87 @@ async def test_a_changed_collection_with_a_copy_is_refused(own_db: AsyncDatabase
         assert grace.friend is there
     async with own_db.session_scope() as session:
         assert (await session.get_one(Person, grace.id)).friend_id == ada.id
+
+
+async def test_a_changed_relationship_is_a_change_of_the_row_it_writes(
+    own_db: AsyncDatabase,
+) -> None:
+    """A version that moved on refuses it, of the row with the foreign key, from either side."""
+    async with own_db.session_scope() as session:
+        drawer, ada = Drawer(), Person(name="ada")
+        desk = Desk(drawers=[drawer])
+        session.add_all([desk, ada])
+    async with own_db.session_scope() as session:
+        await session.execute(text("UPDATE drawers SET label = 'newer', version = 2"))
+    drawer.owner = ada
+    async with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Drawer \(1,\) .* as well: version") as caught:
+            await async_ensure_session_attachment(drawer)
+        assert caught.value.attributes == ("version",)
+    drawer.owner = None
+    desk.drawers.remove(drawer)
+    async with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Drawer \(1,\) .* as well: version"):
+            await async_ensure_session_attachment(desk)
+
+
+async def test_a_reference_changed_on_both_sides_is_refused(db: AsyncDatabase) -> None:
+    """A foreign key that somebody else has written is not overwritten by a relationship."""
+    *_, c = await stored(db, "a", "b", "c")
+    one = (await found(db, "a")).entries[0]
+    async with db.session_scope() as session:
+        await session.execute(update(Entry).where(Entry.id == one.id).values(account_id=c.id))
+    one.account = await lazily(db, "b")
+    async with db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Entry \(1,\) .* as well: account\.") as caught:
+            await async_ensure_session_attachment(one)
+        assert caught.value.attributes == ("account",)
+    one.account = await lazily(db, "c")
+    async with db.session_scope():
+        await async_ensure_session_attachment(one)
+    assert [len((await found(db, name)).entries) for name in "abc"] == [0, 1, 2]
+
+
+async def test_a_reference_taken_away_on_one_side_and_changed_on_the_other_is_refused(
+    own_db: AsyncDatabase,
+) -> None:
+    """Setting it to nothing is a change, and so is giving it to what is not stored yet."""
+    async with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        fan = Person(name="fan", friend=ada)
+        session.add_all([grace, fan])
+    async with own_db.session_scope() as session:
+        await session.execute(text(f"UPDATE people SET friend_id = {grace.id} WHERE name = 'fan'"))
+    for other in (None, Person(name="new")):
+        fan.friend = other
+        async with own_db.session_scope():
+            with pytest.raises(StaleObjectError, match=r"as well: friend\."):
+                await async_ensure_session_attachment(fan)
+
+
+async def test_what_was_moved_elsewhere_is_not_added_or_removed(own_db: AsyncDatabase) -> None:
+    """The error names the collection; a row that is gone from there is nobody's to delete."""
+    async with own_db.session_scope() as session:
+        desks = [Desk(drawers=[Drawer(label=name)]) for name in "ab"]
+        session.add_all(desks)
+    a, b = desks
+    (drawer,) = a.drawers
+    async with own_db.session_scope() as session:
+        session.add(Desk(id=9))
+        await session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE id = {drawer.id}"))
+    b.drawers.append(drawer)
+    async with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"as well: Desk\.drawers\.") as caught:
+            await async_ensure_session_attachment(b)
+        assert caught.value.attributes == ("Desk.drawers",)
+    b.drawers.remove(drawer)
+    a.drawers.clear()
+    async with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"as well: Desk\.drawers\."):
+            await async_ensure_session_attachment(a)
+    async with own_db.session_scope() as session:
+        there = await session.get_one(Drawer, drawer.id)
+        assert (there.label, there.desk_id) == ("a", 9)
 
 
 # --- counting -------------------------------------------------------------------------------------
