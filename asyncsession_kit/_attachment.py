@@ -24,7 +24,16 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 
 from ._callsite import describe
-from ._changes import Change, Links, changes_of, conflicts, held_by, links_of, stale_names
+from ._changes import (
+    Change,
+    Links,
+    changes_of,
+    conflicts,
+    held_by,
+    links_of,
+    moved_columns,
+    stale_names,
+)
 from ._detached import access_in
 from ._session import KitSession
 from ._terms import Kind
@@ -155,12 +164,17 @@ def _bring(wanted: list[State], core: Session) -> dict[int, object]:
     replaced = {id(state.obj()): twin.obj() for state, twin in twins.items()}
     staying = [state for state in graph if state not in twins]
     _refuse_mixed(staying, replaced)
+    stale = {state: stale_names(state, changes[state], row) for state, row in rows.items()}
+    outdated = list(_outdated(staying, stale))
     for state in staying:
         _put_twins(state, replaced)
     for state in staying:
         core.add(state.obj())
-        if state in rows and (names := stale_names(state, changes[state], rows[state])):
+    for state in staying:
+        if names := stale.get(state):
             core.refresh(state.obj(), names)
+    for state, relation in outdated:
+        _load_again(state, relation, replaced, core)
     for state, twin in twins.items():
         _merge(state, twin, changes[state], replaced)
     return replaced
@@ -241,6 +255,42 @@ def _edit(collection: Any, added: list[object], deleted: list[object]) -> None:
     for item in added:
         if id(item) not in present:
             adapter.append_with_event(item)
+
+
+def _outdated(
+    staying: list[State], stale: Mapping[State, list[str]]
+) -> Iterator[tuple[State, RelationshipProperty[Any]]]:
+    """Yield what is loaded of relationships whose foreign keys were changed in the database."""
+    moved = {state: moved_columns(state, names) for state, names in stale.items()}
+    for state in staying:
+        for relation, items in _loaded(state):
+            there = (moved.get(inspect_object(item), frozenset()) for item in items)
+            if moved.get(state, frozenset()) & relation.local_columns or any(
+                columns & relation.remote_side for columns in there
+            ):
+                yield state, relation
+
+
+def _load_again(
+    state: State,
+    relation: RelationshipProperty[Any],
+    replaced: Mapping[int, object],
+    core: Session,
+) -> None:
+    """Load a relationship now, since code in tasks could not do so when it reads it.
+
+    What was changed of a collection is done to it again.
+    """
+    history, there = state.attrs[relation.key].history, cast(Any, state.obj())
+    if history.has_changes() and not relation.uselist:
+        return
+    core.refresh(there, [relation.key])
+    if history.has_changes():
+        added, deleted = (
+            [replaced.get(id(item), item) for item in items]
+            for items in (history.added, history.deleted)
+        )
+        _edit(getattr(there, relation.key), added, deleted)
 
 
 def _loaded(state: State) -> Iterator[tuple[RelationshipProperty[Any], list[object]]]:

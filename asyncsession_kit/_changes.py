@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from sqlalchemy import ColumnElement
 from sqlalchemy import inspect as inspect_object
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty
 
@@ -137,6 +138,14 @@ def stale_names(
         and name in held_by(state)
         and not (name in state.dict and _same(state.mapper, name, row[name], state.dict[name]))
     ]
+
+
+def moved_columns(state: InstanceState[Any], names: Iterable[str]) -> frozenset[ColumnElement[Any]]:
+    """Return the columns of what is to be read again and was loaded: somebody changed them."""
+    loaded = (name for name in names if name in state.dict)
+    return frozenset(
+        column for name in loaded for column in state.mapper.column_attrs[name].columns
+    )
 
 
 def version_name(mapper: Mapper[Any]) -> str | None:

@@ -118,7 +118,7 @@ class Drawer(Base):
     label: Mapped[str] = mapped_column(default="")
     desk_id: Mapped[int | None] = mapped_column(ForeignKey("desks.id"))
     owner_id: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
-    owner: Mapped[Person | None] = relationship()
+    owner: Mapped[Person | None] = relationship(lazy="raise")
     version: Mapped[int] = mapped_column()
     __mapper_args__: ClassVar[Any] = {"version_id_col": version}
 
@@ -676,6 +676,76 @@ async def test_what_was_moved_elsewhere_is_not_added_or_removed(own_db: AsyncDat
     async with own_db.session_scope() as session:
         there = await session.get_one(Drawer, drawer.id)
         assert (there.label, there.desk_id) == ("a", 9)
+
+
+async def test_a_reference_that_somebody_changed_is_loaded_again(own_db: AsyncDatabase) -> None:
+    """It never contradicts its foreign key, and is there to be read at once."""
+    async with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        drawer = Drawer(owner=ada)
+        session.add_all([drawer, grace])
+    for new in (grace.id, None):
+        async with own_db.session_scope() as session:
+            row = await session.get_one(Drawer, drawer.id)
+            row.owner_id = new
+        async with own_db.session_scope():
+            await async_ensure_session_attachment([drawer, ada, grace])
+            assert drawer.owner_id == new
+            assert drawer.owner is (grace if new else None)
+            assert not inspect(drawer).modified
+
+
+async def desk_with(db: AsyncDatabase, *labels: str) -> Desk:
+    """Return a desk detached, with drawers of which another desk then gets the first."""
+    async with db.session_scope() as session:
+        desk = Desk(drawers=[Drawer(label=label) for label in labels])
+        session.add_all([desk, Desk(id=9)])
+    async with db.session_scope() as session:
+        await session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE label = '{labels[0]}'"))
+    return desk
+
+
+async def labels_in(db: AsyncDatabase) -> list[str]:
+    async with db.session_scope() as session:
+        return list(await session.scalars(select(Drawer.label).order_by(Drawer.id)))
+
+
+async def test_what_somebody_moved_is_in_the_collection_no_more(own_db: AsyncDatabase) -> None:
+    """Deleting the object that had held it does not take it along."""
+    desk = await desk_with(own_db, "a", "b")
+    b = desk.drawers[1]
+    async with own_db.session_scope() as session:
+        await async_ensure_session_attachment(desk)
+        assert desk.drawers == [b]
+        await session.delete(desk)
+    assert await labels_in(own_db) == ["a"]
+
+
+async def test_a_collection_that_is_loaded_again_keeps_its_changes(own_db: AsyncDatabase) -> None:
+    """What was added stays added, what was taken away stays away."""
+    desk = await desk_with(own_db, "a", "b", "c")
+    desk.drawers.remove(desk.drawers[1])
+    desk.drawers.append(Drawer(label="d"))
+    async with own_db.session_scope():
+        await async_ensure_session_attachment(desk)
+        assert [drawer.label for drawer in desk.drawers] == ["c", "d"]
+    assert await labels_in(own_db) == ["a", "c", "d"]
+
+
+async def test_a_new_reference_is_not_loaded_again(own_db: AsyncDatabase) -> None:
+    """Somebody has made the same change."""
+    async with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        fan = Person(name="fan", friend=ada)
+        session.add_all([fan, grace])
+    async with own_db.session_scope() as session:
+        await session.execute(text(f"UPDATE people SET friend_id = {grace.id} WHERE name = 'fan'"))
+    fan.friend = grace
+    async with own_db.session_scope():
+        await async_ensure_session_attachment(fan)
+        assert fan.friend is grace
+    async with own_db.session_scope() as session:
+        assert (await session.get_one(Person, fan.id)).friend_id == grace.id
 
 
 # --- counting -------------------------------------------------------------------------------------
