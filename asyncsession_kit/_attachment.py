@@ -336,7 +336,9 @@ def _fetched(
     statement = select(*primary, *(getattr(entity, name) for name in names)).where(key.in_(wanted))
     if lock:
         # They will be written: nobody else may change them between this look and that.
-        statement = statement.with_for_update()
+        # The tables of its subclasses, where they are joined, may hold nothing to lock.
+        of = mapper.tables if mapper.with_polymorphic_mappers else None
+        statement = statement.with_for_update(of=of)
     found = {
         tuple(row[: len(primary)]): dict(zip(names, row[len(primary) :], strict=True))
         for row in core.execute(statement)

@@ -7,7 +7,7 @@ from collections import namedtuple
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import ForeignKey, inspect, select, text, update
+from sqlalchemy import ForeignKey, String, inspect, select, text, update
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -122,6 +122,33 @@ class Drawer(Base):
     owner: Mapped[Person | None] = relationship(lazy="raise")
     version: Mapped[int] = mapped_column()
     __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+
+
+class Polymorphic(DeclarativeBase):
+    """Is the registry of a hierarchy that is always loaded as a whole."""
+
+
+class Animal(Polymorphic):
+    """Is looked up together with what its subclasses add."""
+
+    __tablename__ = "animals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: ClassVar[Any] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "animal",
+        "with_polymorphic": "*",
+    }
+
+
+class Dog(Animal):
+    """Is stored in two tables."""
+
+    __tablename__ = "dogs"
+    id: Mapped[int] = mapped_column(ForeignKey("animals.id"), primary_key=True)
+    tricks: Mapped[int]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "dog"}
 
 
 def stored(db: Database, *names: str) -> list[Account]:
@@ -404,6 +431,21 @@ def test_a_class_in_two_tables(own_db: Database) -> None:
         assert worker.name == "grace"
     with own_db.session_scope() as session:
         assert session.get_one(Worker, worker.id).job == "admiral"
+
+
+def test_a_hierarchy_that_is_loaded_as_a_whole(db: Database) -> None:
+    """Only the tables of the object's own class are locked; others may have no row of it."""
+    db.create_all(Polymorphic.metadata)
+    with db.session_scope() as session:
+        animal, dog = Animal(name="a"), Dog(name="b", tricks=0)
+        session.add_all([animal, dog])
+    animal.name, dog.name, dog.tricks = "c", "d", 1
+    with db.session_scope():
+        ensure_session_attachment([animal, dog])
+    with db.session_scope() as session:
+        assert session.get_one(Animal, animal.id).name == "c"
+        there = session.get_one(Dog, dog.id)
+        assert (there.name, there.tricks) == ("d", 1)
 
 
 # --- several objects ------------------------------------------------------------------------------
