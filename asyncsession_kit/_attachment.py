@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import Label, literal, select, tuple_
+from sqlalchemy import cast as cast_column
 from sqlalchemy import inspect as inspect_object
-from sqlalchemy import select, tuple_
 from sqlalchemy.orm import (
     AppenderQuery,
     InstanceState,
@@ -27,12 +28,15 @@ from ._callsite import describe
 from ._changes import (
     Change,
     Links,
+    cast_type,
     changes_of,
     conflicts,
     held_by,
     links_of,
     moved_columns,
+    rewritten,
     stale_names,
+    type_of,
 )
 from ._detached import access_in
 from ._session import KitSession
@@ -158,7 +162,13 @@ def _bring(wanted: list[State], core: Session) -> dict[int, object]:
     rows = _rows_of(detached, changes, links, core)
     twins = _twins_of(detached, core)
     for state in detached:
-        _refuse_stale(state, changes[state], links.get(state, {}), rows.get(state))
+        if state not in rows:
+            raise _gone(state)
+    lost = {s: rewritten(s, changes[s], links.get(s, {}), rows[s]) for s in detached}
+    stored = _stored_as(lost, core)
+    for state in detached:
+        linked = links.get(state, {})
+        _refuse_stale(state, conflicts(state, changes[state], linked, rows[state], stored[state]))
         if state in twins:
             _refuse_both_changed(state, changes[state], twins[state])
     replaced = {id(state.obj()): twin.obj() for state, twin in twins.items()}
@@ -348,6 +358,31 @@ def _fetched(
             yield state, row
 
 
+def _stored_as(loaded: Rows, core: Session) -> dict[State, dict[str, Any]]:
+    """Return what the database makes of values, by the types of their columns."""
+    stored: dict[State, dict[str, Any]] = {state: {} for state in loaded}
+    asked: defaultdict[Mapper[Any], list[tuple[State, str]]] = defaultdict(list)
+    for state, values in loaded.items():
+        asked[state.mapper].extend((state, name) for name in values)
+    for mapper, pairs in asked.items():
+        where: Any = {"mapper": mapper}
+        for start in range(0, len(pairs), MOST_ROWS):
+            part = pairs[start : start + MOST_ROWS]
+            dialect = core.get_bind(mapper).dialect.name
+            columns = [_cast(mapper, name, loaded[state][name], dialect) for state, name in part]
+            row = core.execute(select(*columns), bind_arguments=where).one()
+            for (state, name), value in zip(part, row, strict=True):
+                stored[state][name] = value
+    return stored
+
+
+def _cast(mapper: Mapper[Any], name: str, value: Any, dialect: str) -> Label[Any]:
+    kind = type_of(mapper, name)
+    given = literal(value, kind)
+    target = cast_type(kind, dialect)
+    return (given if target is None else cast_column(given, target)).label(None)
+
+
 def _identity(state: State) -> tuple[Any, ...]:
     assert state.identity is not None
     return tuple(state.identity)
@@ -392,10 +427,8 @@ def _refuse_unstored(state: State) -> None:
         )
 
 
-def _refuse_stale(state: State, changes: Mapping[str, Change], links: Links, row: Any) -> None:
-    if row is None:
-        raise _gone(state)
-    if found := conflicts(state, changes, links, row):
+def _refuse_stale(state: State, found: list[str]) -> None:
+    if found:
         raise StaleObjectError(
             f"{_name(state)} was changed in the database after it had been loaded, and on the"
             f" object as well: {', '.join(found)}. Load it again, and make the changes on what is"

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from math import isnan
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Enum,
+    Float,
+    Numeric,
+    String,
+    Time,
+    TypeDecorator,
+)
 from sqlalchemy import inspect as inspect_object
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty
+from sqlalchemy.types import TypeEngine
 
 # The key of an object that is not stored yet: no row has it.
 UNSTORED = object()
@@ -105,26 +117,78 @@ def held_by(state: InstanceState[Any]) -> set[str]:
 
 
 def conflicts(
-    state: InstanceState[Any], changes: Mapping[str, Change], links: Links, row: Mapping[str, Any]
+    state: InstanceState[Any],
+    changes: Mapping[str, Change],
+    links: Links,
+    row: Mapping[str, Any],
+    stored: Mapping[str, Any],
 ) -> list[str]:
     """Return the attributes that were changed on the object and, to something else, in its row.
 
-    A relationship is one where the foreign key that it will write was changed.
-
-    A version counter that has moved on is one, whatever was changed.  What a changed attribute had
-    been before is not always known; it then is no conflict.
+    A relationship is one where the foreign key that it will write was changed.  A row that holds
+    what the database makes of the loaded value, as in ``stored``, was not changed.  A version
+    counter that has moved on is one, whatever was changed.  What a changed attribute had been
+    before is not always known; it then is no conflict.
     """
     mapper = state.mapper
-    found = [name for name, change in changes.items() if _contradicts(mapper, name, change, row)]
-    linked = [
-        link.name for name, link in links.items() if _contradicts(mapper, name, link.change, row)
+    found = [
+        called
+        for name, called, _ in _disputed(mapper, changes, links, row)
+        if not (name in stored and _same(mapper, name, row[name], stored[name]))
     ]
-    found += dict.fromkeys(linked)
     version = version_name(mapper)
     counted = (changes or links) and version in state.dict and version not in changes
     if version and counted and not _same(mapper, version, row[version], state.dict[version]):
         found.append(version)
-    return found
+    return list(dict.fromkeys(found))
+
+
+def rewritten(
+    state: InstanceState[Any], changes: Mapping[str, Change], links: Links, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the loaded values in conflict of which a database may have stored something else.
+
+    It rounds numbers, pads texts and cuts fractions of seconds off, and an object that was made in
+    a session keeps what it was given.
+    """
+    disputed = _disputed(state.mapper, changes, links, row)
+    return {name: loaded for name, _, loaded in disputed if _is_rewritten(state.mapper, name)}
+
+
+def _disputed(
+    mapper: Mapper[Any], changes: Mapping[str, Change], links: Links, row: Mapping[str, Any]
+) -> list[tuple[str, str, Any]]:
+    """Return attributes with another value in the row, what errors call them, and the loaded."""
+    found = [(name, name, change) for name, change in changes.items()]
+    found += [(name, link.name, link.change) for name, link in links.items()]
+    return [
+        (name, called, change.loaded[0])
+        for name, called, change in found
+        if _contradicts(mapper, name, change, row)
+    ]
+
+
+def cast_type(kind: TypeEngine[Any], dialect: str) -> TypeEngine[Any] | None:
+    """Return what to cast a value to for what a column of this type stores, if that can be said."""
+    plain = _plain(kind)
+    if dialect == "sqlite" and isinstance(plain, DateTime | Time):
+        # A text there, stored as it is; a cast would make a number of it.
+        return None
+    if dialect in {"mysql", "mariadb"} and isinstance(plain, Float):
+        # They have a cast to FLOAT only without a precision.
+        return Float(asdecimal=True) if plain.asdecimal else Float()
+    return kind
+
+
+def _is_rewritten(mapper: Mapper[Any], name: str) -> bool:
+    plain = _plain(type_of(mapper, name))
+    return isinstance(plain, Numeric | Float | String | DateTime | Time) and not isinstance(
+        plain, Enum
+    )
+
+
+def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
 
 
 def stale_names(
@@ -162,5 +226,14 @@ def _contradicts(mapper: Mapper[Any], name: str, change: Change, row: Mapping[st
     )
 
 
+def type_of(mapper: Mapper[Any], name: str) -> TypeEngine[Any]:
+    """Return the type of an attribute's column."""
+    return mapper.column_attrs[name].columns[0].type
+
+
 def _same(mapper: Mapper[Any], name: str, one: Any, other: Any) -> bool:
-    return mapper.column_attrs[name].columns[0].type.compare_values(one, other)
+    return type_of(mapper, name).compare_values(one, other) or (_is_nan(one) and _is_nan(other))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | Decimal) and isnan(value)

@@ -4,10 +4,23 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import ForeignKey, String, inspect, select, text, update
+from sqlalchemy import (
+    CHAR,
+    Float,
+    ForeignKey,
+    Numeric,
+    String,
+    TypeDecorator,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -34,6 +47,13 @@ from asyncsession_kit._types import Session
 from asyncsession_kit.monitoring import SessionPerformanceMonitor
 from tests.support.models import Account, Entry
 from tests.support.services import plain_session
+
+
+class Code(TypeDecorator[str]):
+    """Is padded by some databases."""
+
+    impl = CHAR
+    cache_ok = True
 
 
 class Base(DeclarativeBase):
@@ -122,6 +142,21 @@ class Drawer(Base):
     owner: Mapped[Person | None] = relationship(lazy="raise")
     version: Mapped[int] = mapped_column()
     __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+
+
+class Priced(DeclarativeBase):
+    """Is the registry of a table of what databases store otherwise than it was given."""
+
+
+class Price(Priced):
+    """Has an amount, a share, a code and a time."""
+
+    __tablename__ = "prices"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+    share: Mapped[float | None] = mapped_column(Float(24))
+    code: Mapped[str | None] = mapped_column(Code(5))
+    at: Mapped[datetime | None]
 
 
 class Polymorphic(DeclarativeBase):
@@ -382,6 +417,60 @@ def test_within_a_deadline(db: Database) -> None:
     (account,) = stored(db, "a")
     with db.session_scope(timeout=30):
         assert ensure_session_attachment(account) is account
+
+
+CHANGED: dict[str, tuple[Any, Any]] = {
+    "amount": (Decimal("9.999"), Decimal("5.00")),
+    "share": (0.1, 0.5),
+    "code": ("ab", "cd"),
+    "at": (datetime(2026, 1, 2, 3, 4, 5, 678901), datetime(2027, 1, 2)),
+}
+
+
+def test_what_the_database_rounds_or_pads_was_not_changed(db: Database) -> None:
+    """An object that was made in a scope keeps what it was given; the row has what is stored."""
+    db.create_all(Priced.metadata)
+    with db.session_scope() as session:
+        price = Price(**{name: given for name, (given, _) in CHANGED.items()})
+        session.add(price)
+    for name, (_, changed) in CHANGED.items():
+        setattr(price, name, changed)
+    with db.session_scope():
+        ensure_session_attachment(price)
+    with db.session_scope() as session:
+        there = session.get_one(Price, price.id)
+        assert (there.amount, there.share, there.at) == (Decimal("5.00"), 0.5, CHANGED["at"][1])
+        assert (there.code or "").strip() == "cd"
+
+
+def test_what_somebody_stored_is_not_taken_for_rounding(db: Database) -> None:
+    """Each attribute is refused where the row has anything else."""
+    db.create_all(Priced.metadata)
+    with db.session_scope() as session:
+        price = Price(**{name: given for name, (given, _) in CHANGED.items()})
+        session.add(price)
+    newer = {"amount": Decimal("9.99"), "share": 0.25, "code": "AB", "at": datetime(2025, 1, 2)}
+    with db.session_scope() as session:
+        session.execute(update(Price).values(newer))
+    for name, (_, changed) in CHANGED.items():
+        setattr(price, name, changed)
+    with db.session_scope():
+        with pytest.raises(StaleObjectError) as caught:
+            ensure_session_attachment(price)
+        assert caught.value.attributes == tuple(CHANGED)
+
+
+def test_no_number_is_the_same_as_no_number(pg_db: Database) -> None:
+    """It is equal to nothing in code, and was not changed all the same."""
+    pg_db.create_all(Priced.metadata)
+    with pg_db.session_scope() as session:
+        price = Price(share=float("nan"))
+        session.add(price)
+    price.share = 0.5
+    with pg_db.session_scope():
+        ensure_session_attachment(price)
+    with pg_db.session_scope() as session:
+        assert session.get_one(Price, price.id).share == 0.5
 
 
 # --- versions, keys, hierarchies ------------------------------------------------------------------
