@@ -793,6 +793,7 @@ async def test_what_was_moved_elsewhere_is_not_added_or_removed(own_db: AsyncDat
     (drawer,) = a.drawers
     async with own_db.session_scope() as session:
         session.add(Desk(id=9))
+        await session.flush()
         await session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE id = {drawer.id}"))
     b.drawers.append(drawer)
     async with own_db.session_scope():

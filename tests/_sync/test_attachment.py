@@ -794,6 +794,7 @@ def test_what_was_moved_elsewhere_is_not_added_or_removed(own_db: Database) -> N
     (drawer,) = a.drawers
     with own_db.session_scope() as session:
         session.add(Desk(id=9))
+        session.flush()
         session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE id = {drawer.id}"))
     b.drawers.append(drawer)
     with own_db.session_scope():
