@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import Label, literal, select, tuple_
+from sqlalchemy import cast as cast_column
 from sqlalchemy import inspect as inspect_object
-from sqlalchemy import select, tuple_
 from sqlalchemy.orm import (
     AppenderQuery,
     InstanceState,
@@ -24,7 +25,19 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 
 from ._callsite import describe
-from ._changes import Change, changes_of, conflicts, held_by, stale_names
+from ._changes import (
+    Change,
+    Links,
+    cast_type,
+    changes_of,
+    conflicts,
+    held_by,
+    links_of,
+    moved_columns,
+    rewritten,
+    stale_names,
+    type_of,
+)
 from ._detached import access_in
 from ._session import KitSession
 from ._terms import Kind
@@ -145,21 +158,33 @@ def _bring(wanted: list[State], core: Session) -> dict[int, object]:
         _refuse_unstored(state)
     detached = [state for state in graph if state.detached]
     changes = {state: changes_of(state) for state in detached}
-    rows = _rows_of(detached, changes, core)
+    links = links_of(graph)
+    rows = _rows_of(detached, changes, links, core)
     twins = _twins_of(detached, core)
     for state in detached:
-        _refuse_stale(state, changes[state], rows.get(state))
+        if state not in rows:
+            raise _gone(state)
+    lost = {s: rewritten(s, changes[s], links.get(s, {}), rows[s]) for s in detached}
+    stored = _stored_as(lost, core)
+    for state in detached:
+        linked = links.get(state, {})
+        _refuse_stale(state, conflicts(state, changes[state], linked, rows[state], stored[state]))
         if state in twins:
             _refuse_both_changed(state, changes[state], twins[state])
     replaced = {id(state.obj()): twin.obj() for state, twin in twins.items()}
     staying = [state for state in graph if state not in twins]
     _refuse_mixed(staying, replaced)
+    stale = {state: stale_names(state, changes[state], row) for state, row in rows.items()}
+    outdated = list(_outdated(staying, stale))
     for state in staying:
         _put_twins(state, replaced)
     for state in staying:
         core.add(state.obj())
-        if state in rows and (names := stale_names(state, changes[state], rows[state])):
+    for state in staying:
+        if names := stale.get(state):
             core.refresh(state.obj(), names)
+    for state, relation in outdated:
+        _load_again(state, relation, replaced, core)
     for state, twin in twins.items():
         _merge(state, twin, changes[state], replaced)
     return replaced
@@ -242,6 +267,42 @@ def _edit(collection: Any, added: list[object], deleted: list[object]) -> None:
             adapter.append_with_event(item)
 
 
+def _outdated(
+    staying: list[State], stale: Mapping[State, list[str]]
+) -> Iterator[tuple[State, RelationshipProperty[Any]]]:
+    """Yield what is loaded of relationships whose foreign keys were changed in the database."""
+    moved = {state: moved_columns(state, names) for state, names in stale.items()}
+    for state in staying:
+        for relation, items in _loaded(state):
+            there = (moved.get(inspect_object(item), frozenset()) for item in items)
+            if moved.get(state, frozenset()) & relation.local_columns or any(
+                columns & relation.remote_side for columns in there
+            ):
+                yield state, relation
+
+
+def _load_again(
+    state: State,
+    relation: RelationshipProperty[Any],
+    replaced: Mapping[int, object],
+    core: Session,
+) -> None:
+    """Load a relationship now, since code in tasks could not do so when it reads it.
+
+    What was changed of a collection is done to it again.
+    """
+    history, there = state.attrs[relation.key].history, cast(Any, state.obj())
+    if history.has_changes() and not relation.uselist:
+        return
+    core.refresh(there, [relation.key])
+    if history.has_changes():
+        added, deleted = (
+            [replaced.get(id(item), item) for item in items]
+            for items in (history.added, history.deleted)
+        )
+        _edit(getattr(there, relation.key), added, deleted)
+
+
 def _loaded(state: State) -> Iterator[tuple[RelationshipProperty[Any], list[object]]]:
     """Yield the relationships of an object that are loaded, and what they hold."""
     for relation in state.mapper.relationships:
@@ -254,12 +315,16 @@ def _loaded(state: State) -> Iterator[tuple[RelationshipProperty[Any], list[obje
 
 
 def _rows_of(
-    detached: list[State], changes: Mapping[State, Mapping[str, Change]], core: Session
+    detached: list[State],
+    changes: Mapping[State, Mapping[str, Change]],
+    links: Mapping[State, Links],
+    core: Session,
 ) -> Rows:
     """Return the row of each object that has one; those of objects that were changed are locked."""
     groups: defaultdict[tuple[Mapper[Any], bool], list[State]] = defaultdict(list)
     for state in detached:
-        groups[state.mapper, bool(changes[state]) and _can_lock(core)].append(state)
+        written = bool(changes[state]) or state in links
+        groups[state.mapper, written and _can_lock(core)].append(state)
     rows: dict[State, Mapping[str, Any]] = {}
     for (mapper, lock), states in groups.items():
         for start in range(0, len(states), MOST_ROWS):
@@ -281,7 +346,9 @@ def _fetched(
     statement = select(*primary, *(getattr(entity, name) for name in names)).where(key.in_(wanted))
     if lock:
         # They will be written: nobody else may change them between this look and that.
-        statement = statement.with_for_update()
+        # The tables of its subclasses, where they are joined, may hold nothing to lock.
+        of = mapper.tables if mapper.with_polymorphic_mappers else None
+        statement = statement.with_for_update(of=of)
     found = {
         tuple(row[: len(primary)]): dict(zip(names, row[len(primary) :], strict=True))
         for row in core.execute(statement)
@@ -289,6 +356,31 @@ def _fetched(
     for state in states:
         if (row := found.get(_identity(state))) is not None:
             yield state, row
+
+
+def _stored_as(loaded: Rows, core: Session) -> dict[State, dict[str, Any]]:
+    """Return what the database makes of values, by the types of their columns."""
+    stored: dict[State, dict[str, Any]] = {state: {} for state in loaded}
+    asked: defaultdict[Mapper[Any], list[tuple[State, str]]] = defaultdict(list)
+    for state, values in loaded.items():
+        asked[state.mapper].extend((state, name) for name in values)
+    for mapper, pairs in asked.items():
+        where: Any = {"mapper": mapper}
+        for start in range(0, len(pairs), MOST_ROWS):
+            part = pairs[start : start + MOST_ROWS]
+            dialect = core.get_bind(mapper).dialect.name
+            columns = [_cast(mapper, name, loaded[state][name], dialect) for state, name in part]
+            row = core.execute(select(*columns), bind_arguments=where).one()
+            for (state, name), value in zip(part, row, strict=True):
+                stored[state][name] = value
+    return stored
+
+
+def _cast(mapper: Mapper[Any], name: str, value: Any, dialect: str) -> Label[Any]:
+    kind = type_of(mapper, name)
+    given = literal(value, kind)
+    target = cast_type(kind, dialect)
+    return (given if target is None else cast_column(given, target)).label(None)
 
 
 def _identity(state: State) -> tuple[Any, ...]:
@@ -335,10 +427,8 @@ def _refuse_unstored(state: State) -> None:
         )
 
 
-def _refuse_stale(state: State, changes: Mapping[str, Change], row: Any) -> None:
-    if row is None:
-        raise _gone(state)
-    if found := conflicts(state, changes, row):
+def _refuse_stale(state: State, found: list[str]) -> None:
+    if found:
         raise StaleObjectError(
             f"{_name(state)} was changed in the database after it had been loaded, and on the"
             f" object as well: {', '.join(found)}. Load it again, and make the changes on what is"

@@ -4,10 +4,23 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import ForeignKey, inspect, select, text, update
+from sqlalchemy import (
+    CHAR,
+    Float,
+    ForeignKey,
+    Numeric,
+    String,
+    TypeDecorator,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -34,6 +47,13 @@ from asyncsession_kit._types import Session
 from asyncsession_kit.monitoring import SessionPerformanceMonitor
 from tests.support.models import Account, Entry
 from tests.support.services import plain_session
+
+
+class Code(TypeDecorator[str]):
+    """Is padded by some databases."""
+
+    impl = CHAR
+    cache_ok = True
 
 
 class Base(DeclarativeBase):
@@ -101,6 +121,69 @@ class Worker(Person):
     id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
     job: Mapped[str]
     __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "worker"}
+
+
+class Desk(Base):
+    """Has drawers, which are nothing without it."""
+
+    __tablename__ = "desks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    drawers: Mapped[list[Drawer]] = relationship(cascade="all, delete-orphan")
+
+
+class Drawer(Base):
+    """Counts its versions, and belongs to a desk and to somebody."""
+
+    __tablename__ = "drawers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(default="")
+    desk_id: Mapped[int | None] = mapped_column(ForeignKey("desks.id"))
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("people.id"))
+    owner: Mapped[Person | None] = relationship(lazy="raise")
+    version: Mapped[int] = mapped_column()
+    __mapper_args__: ClassVar[Any] = {"version_id_col": version}
+
+
+class Priced(DeclarativeBase):
+    """Is the registry of a table of what databases store otherwise than it was given."""
+
+
+class Price(Priced):
+    """Has an amount, a share, a code and a time."""
+
+    __tablename__ = "prices"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+    share: Mapped[float | None] = mapped_column(Float(24))
+    code: Mapped[str | None] = mapped_column(Code(5))
+    at: Mapped[datetime | None]
+
+
+class Polymorphic(DeclarativeBase):
+    """Is the registry of a hierarchy that is always loaded as a whole."""
+
+
+class Animal(Polymorphic):
+    """Is looked up together with what its subclasses add."""
+
+    __tablename__ = "animals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: ClassVar[Any] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "animal",
+        "with_polymorphic": "*",
+    }
+
+
+class Dog(Animal):
+    """Is stored in two tables."""
+
+    __tablename__ = "dogs"
+    id: Mapped[int] = mapped_column(ForeignKey("animals.id"), primary_key=True)
+    tricks: Mapped[int]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "dog"}
 
 
 def stored(db: Database, *names: str) -> list[Account]:
@@ -336,6 +419,60 @@ def test_within_a_deadline(db: Database) -> None:
         assert ensure_session_attachment(account) is account
 
 
+CHANGED: dict[str, tuple[Any, Any]] = {
+    "amount": (Decimal("9.999"), Decimal("5.00")),
+    "share": (0.1, 0.5),
+    "code": ("ab", "cd"),
+    "at": (datetime(2026, 1, 2, 3, 4, 5, 678901), datetime(2027, 1, 2)),
+}
+
+
+def test_what_the_database_rounds_or_pads_was_not_changed(db: Database) -> None:
+    """An object that was made in a scope keeps what it was given; the row has what is stored."""
+    db.create_all(Priced.metadata)
+    with db.session_scope() as session:
+        price = Price(**{name: given for name, (given, _) in CHANGED.items()})
+        session.add(price)
+    for name, (_, changed) in CHANGED.items():
+        setattr(price, name, changed)
+    with db.session_scope():
+        ensure_session_attachment(price)
+    with db.session_scope() as session:
+        there = session.get_one(Price, price.id)
+        assert (there.amount, there.share, there.at) == (Decimal("5.00"), 0.5, CHANGED["at"][1])
+        assert (there.code or "").strip() == "cd"
+
+
+def test_what_somebody_stored_is_not_taken_for_rounding(db: Database) -> None:
+    """Each attribute is refused where the row has anything else."""
+    db.create_all(Priced.metadata)
+    with db.session_scope() as session:
+        price = Price(**{name: given for name, (given, _) in CHANGED.items()})
+        session.add(price)
+    newer = {"amount": Decimal("9.99"), "share": 0.25, "code": "AB", "at": datetime(2025, 1, 2)}
+    with db.session_scope() as session:
+        session.execute(update(Price).values(newer))
+    for name, (_, changed) in CHANGED.items():
+        setattr(price, name, changed)
+    with db.session_scope():
+        with pytest.raises(StaleObjectError) as caught:
+            ensure_session_attachment(price)
+        assert caught.value.attributes == tuple(CHANGED)
+
+
+def test_no_number_is_the_same_as_no_number(pg_db: Database) -> None:
+    """It is equal to nothing in code, and was not changed all the same."""
+    pg_db.create_all(Priced.metadata)
+    with pg_db.session_scope() as session:
+        price = Price(share=float("nan"))
+        session.add(price)
+    price.share = 0.5
+    with pg_db.session_scope():
+        ensure_session_attachment(price)
+    with pg_db.session_scope() as session:
+        assert session.get_one(Price, price.id).share == 0.5
+
+
 # --- versions, keys, hierarchies ------------------------------------------------------------------
 
 
@@ -383,6 +520,21 @@ def test_a_class_in_two_tables(own_db: Database) -> None:
         assert worker.name == "grace"
     with own_db.session_scope() as session:
         assert session.get_one(Worker, worker.id).job == "admiral"
+
+
+def test_a_hierarchy_that_is_loaded_as_a_whole(db: Database) -> None:
+    """Only the tables of the object's own class are locked; others may have no row of it."""
+    db.create_all(Polymorphic.metadata)
+    with db.session_scope() as session:
+        animal, dog = Animal(name="a"), Dog(name="b", tricks=0)
+        session.add_all([animal, dog])
+    animal.name, dog.name, dog.tricks = "c", "d", 1
+    with db.session_scope():
+        ensure_session_attachment([animal, dog])
+    with db.session_scope() as session:
+        assert session.get_one(Animal, animal.id).name == "c"
+        there = session.get_one(Dog, dog.id)
+        assert (there.name, there.tricks) == ("d", 1)
 
 
 # --- several objects ------------------------------------------------------------------------------
@@ -575,6 +727,158 @@ def test_a_changed_collection_with_a_copy_is_refused(own_db: Database) -> None:
         assert grace.friend is there
     with own_db.session_scope() as session:
         assert session.get_one(Person, grace.id).friend_id == ada.id
+
+
+def test_a_changed_relationship_is_a_change_of_the_row_it_writes(
+    own_db: Database,
+) -> None:
+    """A version that moved on refuses it, of the row with the foreign key, from either side."""
+    with own_db.session_scope() as session:
+        drawer, ada = Drawer(), Person(name="ada")
+        desk = Desk(drawers=[drawer])
+        session.add_all([desk, ada])
+    with own_db.session_scope() as session:
+        session.execute(text("UPDATE drawers SET label = 'newer', version = 2"))
+    drawer.owner = ada
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Drawer \(1,\) .* as well: version") as caught:
+            ensure_session_attachment(drawer)
+        assert caught.value.attributes == ("version",)
+    drawer.owner = None
+    desk.drawers.remove(drawer)
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Drawer \(1,\) .* as well: version"):
+            ensure_session_attachment(desk)
+
+
+def test_a_reference_changed_on_both_sides_is_refused(db: Database) -> None:
+    """A foreign key that somebody else has written is not overwritten by a relationship."""
+    *_, c = stored(db, "a", "b", "c")
+    one = found(db, "a").entries[0]
+    with db.session_scope() as session:
+        session.execute(update(Entry).where(Entry.id == one.id).values(account_id=c.id))
+    one.account = lazily(db, "b")
+    with db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"Entry \(1,\) .* as well: account\.") as caught:
+            ensure_session_attachment(one)
+        assert caught.value.attributes == ("account",)
+    one.account = lazily(db, "c")
+    with db.session_scope():
+        ensure_session_attachment(one)
+    assert [len(found(db, name).entries) for name in "abc"] == [0, 1, 2]
+
+
+def test_a_reference_taken_away_on_one_side_and_changed_on_the_other_is_refused(
+    own_db: Database,
+) -> None:
+    """Setting it to nothing is a change, and so is giving it to what is not stored yet."""
+    with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        fan = Person(name="fan", friend=ada)
+        session.add_all([grace, fan])
+    with own_db.session_scope() as session:
+        session.execute(text(f"UPDATE people SET friend_id = {grace.id} WHERE name = 'fan'"))
+    for other in (None, Person(name="new")):
+        fan.friend = other
+        with own_db.session_scope():
+            with pytest.raises(StaleObjectError, match=r"as well: friend\."):
+                ensure_session_attachment(fan)
+
+
+def test_what_was_moved_elsewhere_is_not_added_or_removed(own_db: Database) -> None:
+    """The error names the collection; a row that is gone from there is nobody's to delete."""
+    with own_db.session_scope() as session:
+        desks = [Desk(drawers=[Drawer(label=name)]) for name in "ab"]
+        session.add_all(desks)
+    a, b = desks
+    (drawer,) = a.drawers
+    with own_db.session_scope() as session:
+        session.add(Desk(id=9))
+        session.flush()
+        session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE id = {drawer.id}"))
+    b.drawers.append(drawer)
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"as well: Desk\.drawers\.") as caught:
+            ensure_session_attachment(b)
+        assert caught.value.attributes == ("Desk.drawers",)
+    b.drawers.remove(drawer)
+    a.drawers.clear()
+    with own_db.session_scope():
+        with pytest.raises(StaleObjectError, match=r"as well: Desk\.drawers\."):
+            ensure_session_attachment(a)
+    with own_db.session_scope() as session:
+        there = session.get_one(Drawer, drawer.id)
+        assert (there.label, there.desk_id) == ("a", 9)
+
+
+def test_a_reference_that_somebody_changed_is_loaded_again(own_db: Database) -> None:
+    """It never contradicts its foreign key, and is there to be read at once."""
+    with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        drawer = Drawer(owner=ada)
+        session.add_all([drawer, grace])
+    for new in (grace.id, None):
+        with own_db.session_scope() as session:
+            row = session.get_one(Drawer, drawer.id)
+            row.owner_id = new
+        with own_db.session_scope():
+            ensure_session_attachment([drawer, ada, grace])
+            assert drawer.owner_id == new
+            assert drawer.owner is (grace if new else None)
+            assert not inspect(drawer).modified
+
+
+def desk_with(db: Database, *labels: str) -> Desk:
+    """Return a desk detached, with drawers of which another desk then gets the first."""
+    with db.session_scope() as session:
+        desk = Desk(drawers=[Drawer(label=label) for label in labels])
+        session.add_all([desk, Desk(id=9)])
+    with db.session_scope() as session:
+        session.execute(text(f"UPDATE drawers SET desk_id = 9 WHERE label = '{labels[0]}'"))
+    return desk
+
+
+def labels_in(db: Database) -> list[str]:
+    with db.session_scope() as session:
+        return list(session.scalars(select(Drawer.label).order_by(Drawer.id)))
+
+
+def test_what_somebody_moved_is_in_the_collection_no_more(own_db: Database) -> None:
+    """Deleting the object that had held it does not take it along."""
+    desk = desk_with(own_db, "a", "b")
+    b = desk.drawers[1]
+    with own_db.session_scope() as session:
+        ensure_session_attachment(desk)
+        assert desk.drawers == [b]
+        session.delete(desk)
+    assert labels_in(own_db) == ["a"]
+
+
+def test_a_collection_that_is_loaded_again_keeps_its_changes(own_db: Database) -> None:
+    """What was added stays added, what was taken away stays away."""
+    desk = desk_with(own_db, "a", "b", "c")
+    desk.drawers.remove(desk.drawers[1])
+    desk.drawers.append(Drawer(label="d"))
+    with own_db.session_scope():
+        ensure_session_attachment(desk)
+        assert [drawer.label for drawer in desk.drawers] == ["c", "d"]
+    assert labels_in(own_db) == ["a", "c", "d"]
+
+
+def test_a_new_reference_is_not_loaded_again(own_db: Database) -> None:
+    """Somebody has made the same change."""
+    with own_db.session_scope() as session:
+        ada, grace = Person(name="ada"), Person(name="grace")
+        fan = Person(name="fan", friend=ada)
+        session.add_all([fan, grace])
+    with own_db.session_scope() as session:
+        session.execute(text(f"UPDATE people SET friend_id = {grace.id} WHERE name = 'fan'"))
+    fan.friend = grace
+    with own_db.session_scope():
+        ensure_session_attachment(fan)
+        assert fan.friend is grace
+    with own_db.session_scope() as session:
+        assert session.get_one(Person, fan.id).friend_id == grace.id
 
 
 # --- counting -------------------------------------------------------------------------------------
