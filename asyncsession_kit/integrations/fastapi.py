@@ -119,8 +119,8 @@ def session_depends(*, database: str | None = None, **settings: Unpack[ScopeSett
     It stands in an annotation, ``Reports = Annotated[AsyncSession, session_depends(...)]``, to
     which a name is given: each call is a dependency of its own.  The session is that of a scope
     with these ``settings``, open while the endpoint runs: leaving it with an exception (an
-    ``HTTPException`` is one) rolls back.  It is refused on a websocket.  A dependency around it that
-    swallows every exception (one with ``scope="function"``) swallows a failed COMMIT as well.
+    ``HTTPException`` is one) rolls back.  It is refused on a websocket.  A dependency around it
+    with ``scope="function"`` that swallows every exception swallows a failed COMMIT as well.
 
     :raises ConfigurationError: a setting is unknown or invalid.
     :raises ImportError: FastAPI is older than 0.121.
