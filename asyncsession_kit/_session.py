@@ -335,11 +335,12 @@ class KitSession(Session):
     def kit_warn_of_loss(self) -> None:
         """Warn where a close in the body of a scope discards what the scope would have stored."""
         state = self.kit_state
-        if not state.scopes or state.origin is None or not self.kit_has_uncommitted_work():
+        if not (state.scoped and state.scopes and self.kit_has_uncommitted_work()):
             return
         if state.failing or sys.exc_info()[1] is not None:
             # The caller gives up because of an error, which it knows of.
             return
+        assert state.origin is not None
         code, line = state.origin
         warnings.warn_explicit(
             f"close() in the body of the scope opened at {describe(state.origin)} discarded work"
