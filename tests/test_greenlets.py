@@ -27,6 +27,10 @@ from .support.fixtures import PgDatabase
 
 SELECT = select(literal(1))
 
+pytestmark = pytest.mark.skipif(
+    not greenlets._IS_TESTED, reason="with SQLAlchemy 2.0 no greenlet is used again"
+)
+
 
 @contextmanager
 def made() -> Iterator[list[int]]:
